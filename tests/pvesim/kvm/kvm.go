@@ -73,9 +73,9 @@ type Spec struct {
 	UUID   string // SMBIOS uuid
 	RunDir string // holds VMID.pid, VMID.qmp, VMID.qga, ...; at most 90 bytes long
 
-	Sockets int // 0 means 1
-	Cores   int // per socket, 0 means 1
-	VCPUs   int // plugged at start; 0 means Sockets*Cores
+	Sockets int    // 0 means 1
+	Cores   int    // per socket, 0 means 1
+	VCPUs   int    // plugged at start; 0 means Sockets*Cores
 	CPUType string // "" means qemu64
 
 	MemoryMiB  int // 0 means 512
