@@ -1,0 +1,78 @@
+# Everything a developer types. `make` alone builds, lints and tests.
+#
+# Variables a user may set:
+#   PKG       packages for test and race      (default ./...)
+#   VERSION   what the programs call themselves
+#   PVE_API_SCHEMA      a PVE call schema; requests of tests are checked against it
+#   PVE_RIGAUD_NO_SKIP  1: a skipped test is a failure
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PKG ?= ./...
+# A tag's name, else the newest version of the changelog and the commit.
+VERSION ?= $(shell git describe --tags --exact-match --dirty 2>/dev/null || \
+	echo "$$(sed -n 's/^## \[\([0-9][^]]*\)\].*/\1/p' CHANGELOG.md | head -n 1 | grep . || echo 0.0.0)+$$(git describe --always --dirty 2>/dev/null || echo unknown)")
+
+TOOL := go tool -modfile=packaging/tools/go.mod
+
+# Tests check every request to PVE against its real call schema where there is
+# one: with an empty PVE_API_SCHEMA they do not, and `make test` says so.
+SCHEMA := $(abspath ../shared/pve/api/9.1.json)
+PVE_API_SCHEMA ?= $(wildcard $(SCHEMA))
+export PVE_API_SCHEMA
+
+# cgo is off for what we ship and on for the race detector, which needs it.
+export CGO_ENABLED ?= 0
+
+.PHONY: all build test race lint bench demo soak proto deb fmt clean schema
+
+all: build lint test
+
+build:
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+test: schema
+	go run ./tests/skips $(PKG)
+
+race: export CGO_ENABLED = 1
+race: schema
+	go run ./tests/skips -race $(PKG)
+
+schema:
+	@if [ -n "$$PVE_API_SCHEMA" ]; then \
+		echo "requests to PVE are checked against $$PVE_API_SCHEMA"; \
+	else \
+		echo "requests to PVE are not checked: no PVE_API_SCHEMA, and no $(SCHEMA)"; \
+	fi
+
+lint:
+	$(TOOL) golangci-lint run
+
+bench:
+	go run ./tests/bench
+
+demo: build
+	go run ./tests/demo
+
+# Hours, not minutes: everything, and what is tagged soak.
+soak: schema
+	go test -count=1 -timeout 3h -tags soak $(PKG)
+
+# The contract as Go code, with the plugins pinned in packaging/tools/go.mod.
+proto:
+	$(TOOL) buf generate --config packaging/tools/buf.yaml --template packaging/tools/buf.gen.yaml
+
+# The package lands in dist/.
+deb:
+	dpkg-buildpackage --unsigned-source --unsigned-changes --build=binary
+	mkdir -p dist
+	mv ../pve-rigaud_* dist/
+
+fmt:
+	$(TOOL) golangci-lint fmt
+
+clean:
+	rm -rf bin dist
