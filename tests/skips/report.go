@@ -40,7 +40,7 @@ type pkg struct {
 // skip is a reason for not running a test.
 type skip struct{ needs, enable string }
 
-var reason = regexp.MustCompile(`skipped: needs (.+?); enable with: (.+)`)
+var reason = regexp.MustCompile(`skipped: (.+?); enable with: (.+)`)
 
 func newReport(out io.Writer) *report {
 	return &report{out: out, packages: map[string]*pkg{}, skips: map[skip]int{}}
@@ -139,7 +139,7 @@ func (r *report) close(noSkip bool) error {
 			fmt.Fprintln(r.out, "\nSkipped on this machine:")
 		}
 		count += r.skips[s]
-		fmt.Fprintf(r.out, "  needs %s (%s)\n      enable with: %s\n", s.needs, tests(r.skips[s]), s.enable)
+		fmt.Fprintf(r.out, "  %s (%s)\n      enable with: %s\n", s.needs, tests(r.skips[s]), s.enable)
 	}
 	var err error
 	if len(r.mute) > 0 {
