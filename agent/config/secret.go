@@ -10,16 +10,24 @@ const redacted = "[redacted]"
 
 // Secret is a value that never prints itself: every way of formatting,
 // logging or marshalling gives "[redacted]". Only Reveal gives the value.
-type Secret struct{ value string }
+//
+// The value stands behind a pointer because fmt calls no methods on unexported
+// fields: a struct that keeps a Secret in one prints an address, not the value.
+type Secret struct{ value *string }
 
 // NewSecret wraps a value.
-func NewSecret(value string) Secret { return Secret{value: value} }
+func NewSecret(value string) Secret { return Secret{value: &value} }
 
 // Reveal gives the value, to be handed to the peer it is meant for.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
 
 // IsZero says whether there is no secret at all.
-func (s Secret) IsZero() bool { return s.value == "" }
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String gives "[redacted]".
 func (s Secret) String() string { return redacted }
