@@ -79,7 +79,7 @@ func (t *ticket) authorize(ctx context.Context, logIn logInFunc, method string, 
 			return "", err
 		}
 		if err != nil {
-			t.log.Warn("the PVE ticket could not be renewed, the old one is still good", "user", t.user, "error", err)
+			t.log.WarnContext(ctx, "the PVE ticket could not be renewed, the old one is still good", "user", t.user, "error", err)
 		}
 	}
 	h["Cookie"] = []string{"PVEAuthCookie=" + t.now.Ticket}
@@ -95,7 +95,7 @@ func (t *ticket) logInLocked(ctx context.Context, logIn logInFunc) error {
 		return err
 	}
 	t.now, t.issued = got, time.Now()
-	t.log.Debug("logged in to PVE", "user", t.user)
+	t.log.DebugContext(ctx, "logged in to PVE", "user", t.user)
 	return nil
 }
 

@@ -105,11 +105,11 @@ func (c *Client) authorized(ctx context.Context, rq request, into *envelope) err
 	case answered && said.Status == http.StatusUnauthorized:
 		said.Message = fmt.Sprintf("%s: %s; %s", c.creds.name(), said.Message, c.creds.advice())
 		if pause := c.breaker.refused(pass, said); pause > 0 {
-			c.cfg.Log.Error("PVE refuses our credentials", "who", c.creds.name(), "error", said, "pause", pause)
+			c.cfg.Log.ErrorContext(ctx, "PVE refuses our credentials", "who", c.creds.name(), "error", said, "pause", pause)
 		}
 	case err == nil || answered:
 		if c.breaker.accepted(pass) {
-			c.cfg.Log.Info("PVE accepts our credentials again", "who", c.creds.name())
+			c.cfg.Log.InfoContext(ctx, "PVE accepts our credentials again", "who", c.creds.name())
 		}
 	default:
 		c.breaker.unanswered(pass)
@@ -156,8 +156,9 @@ func (r request) check() error {
 		return fmt.Errorf("pve: %q is not a path of the API", r.path)
 	}
 	for part := range strings.SplitSeq(r.path[1:], "/") {
-		if part == "" || part == "." || part == ".." {
-			return fmt.Errorf("pve: path %q has an empty or relative element", r.path)
+		// PVE decodes a path before it looks for the slashes in it.
+		if part == "" || part == "." || part == ".." || strings.Contains(strings.ToUpper(part), "%2F") {
+			return fmt.Errorf("pve: path %q has an empty or relative element, or a slash in one", r.path)
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ import (
 // Defaults of Config.
 const (
 	defaultInFlight     = 2                // workers-1 of a PVE with three workers
-	defaultCallTimeout  = 30 * time.Second // the first 595 for a node that is down was measured at 19.9 s
+	defaultCallTimeout  = 35 * time.Second // pveproxy itself gives up on another node after 30 s, and says so
 	defaultWriteTimeout = 90 * time.Second // PUT config waits for hot-unplug, and before that 10 s for the lock
 	defaultPollMin      = 20 * time.Millisecond
 	defaultPollMax      = 500 * time.Millisecond
@@ -41,7 +41,7 @@ type Config struct {
 	InsecureSkipVerify bool   // do not verify the certificate; logged as a warning
 
 	MaxInFlight  int           // calls under way at once; 2
-	CallTimeout  time.Duration // one GET, from sending to the last byte; 30 s
+	CallTimeout  time.Duration // one GET, from sending to the last byte; 35 s
 	WriteTimeout time.Duration // one POST, PUT or DELETE; 90 s
 	PollMin      time.Duration // first pause of Wait; 20 ms
 	PollMax      time.Duration // longest pause of Wait; 500 ms

@@ -68,21 +68,27 @@ func (c *Client) exchange(ctx context.Context, rq request, header http.Header, i
 	if err != nil {
 		return rq.lost(sent, c.explain(err))
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	status = resp.StatusCode
-	buf := buffers.Get().(*bytes.Buffer)
+	buf, ok := buffers.Get().(*bytes.Buffer)
+	if !ok {
+		buf = new(bytes.Buffer)
+	}
 	defer func() { buf.Reset(); buffers.Put(buf) }()
 	if err := readAnswer(buf, resp); err != nil && status < 300 {
 		return rq.lost(true, err)
 	}
-	if status >= 300 {
+	if status >= 300 && status < 400 {
+		return rq.lost(false, fmt.Errorf("the endpoint wants to be asked at %q instead", resp.Header.Get("Location")))
+	}
+	if status >= 400 {
 		return c.failed(rq, resp, buf.Bytes())
 	}
 	return rq.decode(buf.Bytes(), into)
 }
 
 // buffers hold answers while they are decoded; decoding copies what it keeps.
-var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+var buffers sync.Pool
 
 func readAnswer(buf *bytes.Buffer, resp *http.Response) error {
 	n, err := buf.ReadFrom(io.LimitReader(resp.Body, maxAnswer+1))
@@ -202,7 +208,7 @@ func (c *Client) failed(rq request, resp *http.Response, body []byte) error {
 }
 
 // secretParams are parameters whose values must not come back in an error text: PVE quotes what it does not accept.
-var secretParams = []string{"password", "cipassword", "sshkeys"}
+var secretParams = []string{"password", "cipassword"}
 
 // hider returns a function that removes our secrets and those of the request from a text of PVE.
 func (c *Client) hider(params url.Values) func(string) string {

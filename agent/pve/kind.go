@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"strings"
 )
 
 // Kind is what happened, in a word that can be logged and counted.
@@ -16,7 +17,7 @@ const (
 	KindNone           Kind = ""                // no error
 	KindOther          Kind = "other"           // something PVE said that is not in the table
 	KindNoSuchVM       Kind = "no-such-vm"      // no config file of that VM on that node: it may be on another one
-	KindNoNode         Kind = "no-node"         // the cluster has no such node
+	KindNoNode         Kind = "no-node"         // the cluster has no such node, or pvedaemon (:85) was asked about another one
 	KindLocked         Kind = "locked"          // the VM's config carries a lock (backup, migrate, clone, ...)
 	KindLockTimeout    Kind = "lock-timeout"    // PVE could not get a lock in time: nothing was done, see RetryLocked
 	KindPermission     Kind = "permission"      // see PermissionDetail
@@ -62,26 +63,26 @@ type pattern struct {
 // others ("clone failed: ..."), so most are not anchored. Those marked with a call were recorded from it, the others
 // are raised by the named module of PVE.
 var texts = []pattern{
-	{KindLockTimeout, re(`can't lock file '[^']*' - got timeout`)},                          // any change of a VM
-	{KindLockTimeout, re(`cfs[- ]lock '[^']*'( error)?: got lock request timeout`)},         // PVE::Cluster, storages
-	{KindNoQuorum, re(`no quorum|cluster filesystem not online`)},                           // PVE::Cluster
-	{KindNoQuorum, re(`unable to (open|create) file '/etc/pve/[^']*' - Permission denied`)}, // PUT config
-	{KindPermission, re(`^Permission check failed|only root can |Only root may `)},          // PUT config
-	{KindNoSuchVM, re(`Configuration file '[^']*' does not exist`)},                         // every call
-	{KindNoSuchVM, re(`unable to find configuration file for VM \d+`)},                      // PVE::QemuConfig
-	{KindNoNode, re(`^hostname lookup '[^']*' failed|no such cluster node '`)},              // every call
-	{KindLocked, re(`VM is locked( \(|$)`)},                                                 // PUT config, clone
-	{KindExists, re(`config file already exists|(VM|CT) \d+ already exists on node '`)},     // clone, create
-	{KindExists, re(`snapshot name '[^']*' already used`)},                                  // snapshot
-	{KindTemplateInUse, re(`base volume '[^']*' is still in use by linked clone`)},          // delete
-	{KindProtected, re(`protection mode enabled`)},                                          // PVE::AbstractConfig
-	{KindNoLinkedClone, re(`Linked clone feature is not supported for '`)},                  // clone
-	{KindLocalStorage, re(`can't clone VM to node '[^']*' \(VM uses local storage\)`)},      // clone
-	{KindTemplate, re(`if it's a template|VM \d+ is a template|convert a template`)},        // start; PVE::API2::Qemu
-	{KindAlreadyRunning, re(`VM \d+ already running|VM \d+ is running - destroy failed`)},   // start, delete
-	{KindNotRunning, re(`VM \d+ (is )?not running`)},                                        // agent, reboot
-	{KindGuestTimeout, re(`VM quit/powerdown failed`)},                                      // shutdown
-	{KindNoAgent, re(`QEMU guest agent is not running|No QEMU guest agent configured`)},     // agent
+	{KindLockTimeout, re(`can't lock file '[^']*' - got timeout`)},                                // any change of a VM
+	{KindLockTimeout, re(`cfs[- ]lock '[^']*'( error)?: got lock request timeout`)},               // PVE::Cluster, storages
+	{KindNoQuorum, re(`no quorum|cluster filesystem not online`)},                                 // PVE::Cluster
+	{KindNoQuorum, re(`unable to (open|create) file '/etc/pve/[^']*' - Permission denied`)},       // PUT config
+	{KindPermission, re(`^Permission check failed|only root can |Only root may `)},                // PUT config
+	{KindNoSuchVM, re(`Configuration file '[^']*' does not exist`)},                               // every call
+	{KindNoSuchVM, re(`unable to find configuration file for VM \d+`)},                            // PVE::QemuConfig
+	{KindNoNode, re(`^hostname lookup '[^']*' failed|no such cluster node '|^proxy not allowed`)}, // every call
+	{KindLocked, re(`VM is locked( \(|$)`)},                                                       // PUT config, clone
+	{KindExists, re(`config file already exists|(VM|CT) \d+ already exists on node '`)},           // clone, create
+	{KindExists, re(`snapshot name '[^']*' already used`)},                                        // snapshot
+	{KindTemplateInUse, re(`base volume '[^']*' is still in use by linked clone`)},                // delete
+	{KindProtected, re(`protection mode enabled`)},                                                // PVE::AbstractConfig
+	{KindNoLinkedClone, re(`Linked clone feature is not supported for '`)},                        // clone
+	{KindLocalStorage, re(`can't clone VM to node '[^']*' \(VM uses local storage\)`)},            // clone
+	{KindTemplate, re(`if it's a template|VM \d+ is a template|convert a template`)},              // start; PVE::API2::Qemu
+	{KindAlreadyRunning, re(`VM \d+ already running|VM \d+ is running - destroy failed`)},         // start, delete
+	{KindNotRunning, re(`VM \d+ (is )?not running`)},                                              // agent, reboot
+	{KindGuestTimeout, re(`VM quit/powerdown failed`)},                                            // shutdown
+	{KindNoAgent, re(`QEMU guest agent is not running|No QEMU guest agent configured`)},           // agent
 	{KindNoStorage, re(`storage '[^']*' (does not exist|is not available on node|is disabled)`)},
 	{KindNoSpace, re(`(?i)no space left on device|(not enough|insufficient) free space|out of space|disk quota exceeded`)},
 	{KindNoSnapshot, re(`snapshot '[^']*' does not exist`)},                                               // delete a snapshot
@@ -90,7 +91,8 @@ var texts = []pattern{
 	{KindTooManyCPUs, re(`MAX \d+ vcpus allowed per VM on this node`)},                                    // start
 	{KindDigest, re(`checksum mismatch \(file change|detected modified configuration`)},                   // PUT config
 	{KindNoTask, re(`^no such task`)},
-	{KindParameter, re(`shrinking disks is not supported|^parameter '[^']*' not allowed`)}, // resize, clone
+	{KindParameter, re(`shrinking disks is not supported|^parameter '[^']*' not allowed|can't move to the same storage`)}, // resize, clone, move_disk
+	{KindParameter, re(`data too large`)},                                                                                 // PVE::APIServer: 64 KiB of form
 }
 
 // paramTexts are recognised in the values of Error.Params. They are anchored: those texts quote what the caller sent.
@@ -122,7 +124,7 @@ func kindOfAnswer(e *Error) Kind {
 		return KindAuth
 	case e.Status == http.StatusForbidden:
 		return KindPermission
-	case e.Status == http.StatusNotImplemented:
+	case e.Status == http.StatusNotImplemented && strings.HasPrefix(e.Message, "Method '"):
 		return KindNoMethod
 	case e.Status >= statusNoConnection && e.Status <= 599,
 		e.Status >= http.StatusBadGateway && e.Status <= http.StatusGatewayTimeout:

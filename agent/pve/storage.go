@@ -64,7 +64,7 @@ func (c *Client) Content(ctx context.Context, node, storage string, q ContentQue
 // DeleteVolume removes a volume ("storage:name"). The UPID is empty where PVE had removed it before it answered.
 func (c *Client) DeleteVolume(ctx context.Context, node, volid string) (UPID, error) {
 	storage, name, ok := strings.Cut(volid, ":")
-	path := nodePath(node, "storage", storage, "content", volid)
+	path := nodePath(node, append([]string{"storage", storage, "content"}, strings.Split(volid, "/")...)...)
 	if !ok || storage == "" || name == "" {
 		return "", request{method: http.MethodDelete, path: path}.lost(false, errNoVolumeID)
 	}

@@ -157,7 +157,7 @@ func (c *Client) tail(ctx context.Context, u UPID) []string {
 		lines, _, err = c.logLines(ctx, u, total-logTail, logTail)
 	}
 	if err != nil {
-		c.cfg.Log.Debug("read the log of a failed task", "upid", u, "error", err)
+		c.cfg.Log.DebugContext(ctx, "read the log of a failed task", "upid", u, "error", err)
 		return nil
 	}
 	return lines
