@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -31,21 +32,32 @@ const (
 	maxVMID = 999999999
 )
 
-// optional lets the empty string pass.
-func optional(check func(any) error) func(any) error {
-	return func(v any) error {
-		if *v.(*string) == "" {
-			return nil
+// of makes a check of values of one type out of one that the table can hold.
+func of[T any](check func(T) error) func(any) error {
+	return func(field any) error {
+		value, ok := field.(*T)
+		if !ok {
+			panic(fmt.Sprintf("config: a check of %T for a field of type %T", *new(T), field))
 		}
-		return check(v)
+		return check(*value)
 	}
 }
 
-// each applies a check of strings to every entry of a list.
-func each(check func(any) error) func(any) error {
-	return func(v any) error {
-		for i, s := range *v.(*[]string) {
-			if err := check(&s); err != nil {
+// optional lets the empty string pass.
+func optional(check func(string) error) func(string) error {
+	return func(s string) error {
+		if s == "" {
+			return nil
+		}
+		return check(s)
+	}
+}
+
+// each applies a check to every entry of a list.
+func each(check func(string) error) func([]string) error {
+	return func(list []string) error {
+		for i, s := range list {
+			if err := check(s); err != nil {
 				return fmt.Errorf("entry %d: %w", i+1, err)
 			}
 		}
@@ -53,48 +65,47 @@ func each(check func(any) error) func(any) error {
 	}
 }
 
-func matching(v any, pattern *regexp.Regexp, want string) error {
-	if s := *v.(*string); !pattern.MatchString(s) {
-		return fmt.Errorf("expected %s, got %q", want, s)
+func matching(pattern *regexp.Regexp, want string) func(string) error {
+	return func(s string) error {
+		if !pattern.MatchString(s) {
+			return fmt.Errorf("expected %s, got %q", want, s)
+		}
+		return nil
 	}
-	return nil
 }
 
-func nodeName(v any) error {
-	return matching(v, nodePattern, "the name of a PVE node, without a domain")
-}
-func hostName(v any) error  { return matching(v, hostPattern, "a host name or an address") }
-func storageID(v any) error { return matching(v, storagePattern, "the id of a PVE storage") }
-func userName(v any) error  { return matching(v, userPattern, "name@realm") }
+var (
+	nodeName  = matching(nodePattern, "the name of a PVE node, without a domain")
+	hostName  = matching(hostPattern, "a host name or an address")
+	storageID = matching(storagePattern, "the id of a PVE storage")
+	userName  = matching(userPattern, "name@realm")
+)
 
-func tokenID(v any) error {
-	s := *v.(*string)
+func tokenID(s string) error {
 	if strings.Contains(s, "=") {
 		// Do not print it: what follows the "=" is the secret.
-		return fmt.Errorf("expected user@realm!name alone; the secret belongs in the file of pve.token-secret-file")
+		return errors.New("expected user@realm!name alone; the secret belongs in the file of pve.token-secret-file")
 	}
-	return matching(v, tokenPattern, "user@realm!name")
+	return matching(tokenPattern, "user@realm!name")(s)
 }
 
-func identity(v any) error {
-	s := *v.(*string)
+func identity(s string) error {
 	if s == "" || strings.TrimSpace(s) != s || strings.ContainsFunc(s, unicode.IsControl) {
 		return fmt.Errorf("expected a URI, a DNS name or a common name, got %q", s)
 	}
 	return nil
 }
 
-func absolute(v any) error {
-	s := *v.(*string)
+func absolute(s string) error {
 	if !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {
 		return fmt.Errorf("expected an absolute path, got %q", s)
 	}
 	return nil
 }
 
-func oneOf(words ...string) func(any) error {
-	return func(v any) error {
-		if s := *v.(*string); !slices.Contains(words, s) {
+func oneOf(words ...string) func(string) error {
+	return func(s string) error {
+		if !slices.Contains(words, s) {
 			return fmt.Errorf("expected %s, got %q", alternatives(words), s)
 		}
 		return nil
@@ -107,26 +118,25 @@ func alternatives(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-func between(lo, hi int) func(any) error {
-	return func(v any) error {
-		if n := *v.(*int); n < lo || n > hi {
+func between(lo, hi int) func(int) error {
+	return func(n int) error {
+		if n < lo || n > hi {
 			return fmt.Errorf("expected %d to %d, got %d", lo, hi, n)
 		}
 		return nil
 	}
 }
 
-func lasting(lo, hi time.Duration) func(any) error {
-	return func(v any) error {
-		if d := *v.(*time.Duration); d < lo || d > hi {
+func lasting(lo, hi time.Duration) func(time.Duration) error {
+	return func(d time.Duration) error {
+		if d < lo || d > hi {
 			return fmt.Errorf("expected %s to %s, got %s", duration(lo), duration(hi), duration(d))
 		}
 		return nil
 	}
 }
 
-func hostPort(v any) error {
-	s := *v.(*string)
+func hostPort(s string) error {
 	host, port, err := net.SplitHostPort(s)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
@@ -153,22 +163,22 @@ func isLoopback(host string) bool {
 }
 
 // endpoint never prints the value: people put passwords into URLs.
-func endpoint(v any) error {
-	const want = "expected http://127.0.0.1:85 or https://host:port, without user, path or query"
-	u, err := url.Parse(*v.(*string))
+func endpoint(s string) error {
+	u, err := url.Parse(s)
 	if err != nil || !isPlainURL(u) || strings.Trim(u.Path, "/") != "" {
-		return fmt.Errorf(want)
+		return errors.New("expected http://127.0.0.1:85 or https://host:port, without user, path or query")
 	}
 	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
-		return fmt.Errorf("http to %s would send the credentials in the clear; use https://%s:8006", u.Host, u.Hostname())
+		return fmt.Errorf("http to %s would send the credentials in the clear; use https://%s",
+			u.Host, net.JoinHostPort(u.Hostname(), "8006"))
 	}
 	return nil
 }
 
-func webURL(v any) error {
-	u, err := url.Parse(*v.(*string))
+func webURL(s string) error {
+	u, err := url.Parse(s)
 	if err != nil || !isPlainURL(u) {
-		return fmt.Errorf("expected https://host:port, without user or query")
+		return errors.New("expected https://host:port, without user or query")
 	}
 	return nil
 }

@@ -298,7 +298,7 @@ func TestNodeFromHostName(t *testing.T) {
 	}
 	got, err := s.load(strings.Replace(working, "node: pve1", "", 1), nil)
 	want, _, _ := strings.Cut(host, ".")
-	if nodeName(&want) != nil { // a machine that could not be a PVE node
+	if nodeName(want) != nil { // a machine that could not be a PVE node
 		if err == nil {
 			t.Errorf("host name %q is taken", host)
 		}
@@ -370,20 +370,20 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-func TestDefaultFileMayBeMissing(t *testing.T) {
-	if _, err := os.Stat(DefaultFile); err == nil {
-		t.Skipf("%s exists here", DefaultFile)
+func TestOnlyTheDefaultFileMayBeMissing(t *testing.T) {
+	none := newSite(t).dir + "/none"
+	if f := readLocal(&arguments{file: none}); len(f.errs) > 0 || len(f.settings) > 0 {
+		t.Errorf("got %v", f.errs)
 	}
-	s := newSite(t)
-	c, err := Load([]string{
-		"--paths-pmxcfs=" + s.dir + "/pve", "--plaintext", "--listen-grpc=localhost:9443",
-		"--pve-token-id=u@pve!agent", "--pve-token-secret-file=" + s.dir + "/secret", "--print-config",
-	}, nil)
-	if err != nil {
-		t.Fatal(err)
+	if f := readLocal(&arguments{file: none, fileGiven: true}); len(f.errs) != 1 {
+		t.Errorf("a file named by --config is missing, got %v", f.errs)
 	}
-	if !c.PrintConfig {
-		t.Error("--print-config is lost")
+}
+
+func TestPrintConfig(t *testing.T) {
+	c, err := newSite(t).load(working, nil, "--print-config")
+	if err != nil || !c.PrintConfig {
+		t.Errorf("got %v, %v", c.PrintConfig, err)
 	}
 }
 

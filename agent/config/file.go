@@ -41,7 +41,7 @@ func document(data []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(strings.NewReader(string(data)))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
-		return nil, nil //nolint:nilnil // an empty file is a file without settings
+		return nil, nil // an empty file has no settings
 	} else if err != nil {
 		return nil, syntax(err)
 	}

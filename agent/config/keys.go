@@ -51,32 +51,32 @@ func (k *key) flagName() string {
 var keys = []*key{
 	{
 		name: "node", unset: "host name up to the first dot",
-		field: func(c *Config) any { return &c.Node }, check: optional(nodeName),
+		field: func(c *Config) any { return &c.Node }, check: of(optional(nodeName)),
 		doc: "Name of this node as PVE knows it.",
 	},
 	{
 		name: "listen.grpc", def: ":9443",
-		field: func(c *Config) any { return &c.Listen.GRPC }, check: hostPort,
+		field: func(c *Config) any { return &c.Listen.GRPC }, check: of(hostPort),
 		doc: "Address (host:port) of the provider service; an empty host means all addresses.",
 	},
 	{
 		name:  "listen.cert",
-		field: func(c *Config) any { return &c.Listen.Cert }, check: optional(absolute),
+		field: func(c *Config) any { return &c.Listen.Cert }, check: of(optional(absolute)),
 		doc: "Certificate chain of this server (PEM file). Required unless `listen.plaintext`.",
 	},
 	{
 		name:  "listen.key",
-		field: func(c *Config) any { return &c.Listen.Key }, check: optional(absolute),
+		field: func(c *Config) any { return &c.Listen.Key }, check: of(optional(absolute)),
 		doc: "Private key of `listen.cert` (PEM file).",
 	},
 	{
 		name: "listen.ca", cluster: true,
-		field: func(c *Config) any { return &c.Listen.CA }, check: optional(absolute),
+		field: func(c *Config) any { return &c.Listen.CA }, check: of(optional(absolute)),
 		doc: "CA certificates of the clients (PEM file).",
 	},
 	{
 		name: "listen.allowed-sans", flag: "allowed-sans", cluster: true, unset: "every certificate of the CA",
-		field: func(c *Config) any { return &c.Listen.AllowedSANs }, check: each(identity),
+		field: func(c *Config) any { return &c.Listen.AllowedSANs }, check: of(each(identity)),
 		doc: "Clients that may call: URI SAN, DNS SAN or CN of their certificate, exact match.",
 	},
 	{
@@ -91,12 +91,12 @@ var keys = []*key{
 	},
 	{
 		name: "metrics", def: "127.0.0.1:9444",
-		field: func(c *Config) any { return &c.Metrics }, check: hostPort,
+		field: func(c *Config) any { return &c.Metrics }, check: of(hostPort),
 		doc: "Address (host:port) of `/healthz`, `/readyz` and `/metrics` (plain HTTP).",
 	},
 	{
 		name: "state-dir", def: "/var/lib/pve-rigaud",
-		field: func(c *Config) any { return &c.StateDir }, check: absolute,
+		field: func(c *Config) any { return &c.StateDir }, check: of(absolute),
 		doc: "Directory of the journal of operations.",
 	},
 	{
@@ -106,43 +106,43 @@ var keys = []*key{
 	},
 	{
 		name: "log.format", def: "text", env: "LOG_FORMAT", cluster: true,
-		field: func(c *Config) any { return &c.Log.Format }, check: oneOf("text", "json", "journal"),
+		field: func(c *Config) any { return &c.Log.Format }, check: of(oneOf("text", "json", "journal")),
 		doc: "Form of the log: `text`, `json` or `journal` (fields for journald).",
 	},
 	{
 		name: "pve.endpoint", def: "http://127.0.0.1:85", env: "PVE_ENDPOINT", cluster: true,
-		field: func(c *Config) any { return &c.PVE.Endpoint }, check: endpoint,
+		field: func(c *Config) any { return &c.PVE.Endpoint }, check: of(endpoint),
 		doc: "The PVE API: pvedaemon (`http`, loopback only) or pveproxy (`https`), without a path.",
 	},
 	{
 		name: "pve.token-id", env: "PVE_TOKEN_ID", cluster: true,
-		field: func(c *Config) any { return &c.PVE.TokenID }, check: optional(tokenID),
+		field: func(c *Config) any { return &c.PVE.TokenID }, check: of(optional(tokenID)),
 		doc: "API token, `user@realm!name`.",
 	},
 	{
 		name: "pve.token-secret-file", env: "PVE_TOKEN_SECRET", contents: always, cluster: true,
-		field: func(c *Config) any { return &c.PVE.TokenSecretFile }, check: optional(absolute),
+		field: func(c *Config) any { return &c.PVE.TokenSecretFile }, check: of(optional(absolute)),
 		doc: "File with the token's secret. The environment variable holds the secret itself.",
 	},
 	{
 		name: "pve.username", env: "PVE_USERNAME", cluster: true,
-		field: func(c *Config) any { return &c.PVE.Username }, check: optional(userName),
+		field: func(c *Config) any { return &c.PVE.Username }, check: of(optional(userName)),
 		doc: "User, `name@realm`, if there is no token.",
 	},
 	{
 		name: "pve.password-file", env: "PVE_PASSWORD", contents: always, cluster: true,
-		field: func(c *Config) any { return &c.PVE.PasswordFile }, check: optional(absolute),
+		field: func(c *Config) any { return &c.PVE.PasswordFile }, check: of(optional(absolute)),
 		doc: "File with the user's password. The environment variable holds the password itself.",
 	},
 	{
 		name: "pve.ca-bundle", env: "PVE_CA_BUNDLE", contents: isPEM, cluster: true,
 		unset: "`pve-root-ca.pem` in `paths.pmxcfs`",
-		field: func(c *Config) any { return &c.PVE.CABundle }, check: optional(absolute),
+		field: func(c *Config) any { return &c.PVE.CABundle }, check: of(optional(absolute)),
 		doc: "CA certificates (PEM file) that verify an https endpoint. The environment variable holds a path or the PEM text itself.",
 	},
 	{
 		name:  "pve.server-name",
-		field: func(c *Config) any { return &c.PVE.ServerName }, check: optional(hostName),
+		field: func(c *Config) any { return &c.PVE.ServerName }, check: of(optional(hostName)),
 		unset: "the endpoint's host",
 		doc:   "Name to find in the certificate of an https endpoint.",
 	},
@@ -153,32 +153,32 @@ var keys = []*key{
 	},
 	{
 		name: "pve.workers", def: "3",
-		field: func(c *Config) any { return &c.PVE.Workers }, check: between(2, 64),
+		field: func(c *Config) any { return &c.PVE.Workers }, check: of(between(2, 64)),
 		doc: "Worker processes of the API on this node (2 to 64); one of them is left to others.",
 	},
 	{
 		name: "pve.call-timeout", def: "30s", cluster: true,
-		field: func(c *Config) any { return &c.PVE.CallTimeout }, check: lasting(time.Second, 10*time.Minute),
+		field: func(c *Config) any { return &c.PVE.CallTimeout }, check: of(lasting(time.Second, 10*time.Minute)),
 		doc: "Deadline of one API call (1s to 10m).",
 	},
 	{
 		name: "paths.pmxcfs", def: "/etc/pve",
-		field: func(c *Config) any { return &c.Paths.PMXCFS }, check: absolute,
+		field: func(c *Config) any { return &c.Paths.PMXCFS }, check: of(absolute),
 		doc: "Mount point of the cluster file system.",
 	},
 	{
 		name: "paths.run", def: "/var/run/qemu-server",
-		field: func(c *Config) any { return &c.Paths.Run }, check: absolute,
+		field: func(c *Config) any { return &c.Paths.Run }, check: of(absolute),
 		doc: "Directory of PVE's pid files and QEMU sockets.",
 	},
 	{
 		name: "paths.lock", def: "/var/lock/qemu-server",
-		field: func(c *Config) any { return &c.Paths.Lock }, check: absolute,
+		field: func(c *Config) any { return &c.Paths.Lock }, check: of(absolute),
 		doc: "Directory of PVE's lock files.",
 	},
 	{
 		name: "watch", def: "1s", cluster: true,
-		field: func(c *Config) any { return &c.Watch }, check: lasting(100*time.Millisecond, 10*time.Second),
+		field: func(c *Config) any { return &c.Watch }, check: of(lasting(100*time.Millisecond, 10*time.Second)),
 		doc: "How often the cluster's state is looked at (100ms to 10s).",
 	},
 	{
@@ -188,12 +188,12 @@ var keys = []*key{
 	},
 	{
 		name: "sync-wait", def: "2s", cluster: true,
-		field: func(c *Config) any { return &c.SyncWait }, check: lasting(0, time.Minute),
+		field: func(c *Config) any { return &c.SyncWait }, check: of(lasting(0, time.Minute)),
 		doc: "How long a call waits for its work before it answers with a task (0s to 1m).",
 	},
 	{
 		name: "sync-waits-per-client", def: "3", cluster: true,
-		field: func(c *Config) any { return &c.SyncWaitsPerClient }, check: between(0, 64),
+		field: func(c *Config) any { return &c.SyncWaitsPerClient }, check: of(between(0, 64)),
 		doc: "How many calls of one client may wait so at once (0 to 64).",
 	},
 	{
@@ -203,32 +203,32 @@ var keys = []*key{
 	},
 	{
 		name: "console-url", cluster: true, unset: "`https://<address of this node>:8006`",
-		field: func(c *Config) any { return &c.ConsoleURL }, check: optional(webURL),
+		field: func(c *Config) any { return &c.ConsoleURL }, check: of(optional(webURL)),
 		doc: "Base of the PVE GUI in console links.",
 	},
 	{
 		name: "snippets-storage", cluster: true, unset: "first enabled storage with content type snippets",
-		field: func(c *Config) any { return &c.SnippetsStorage }, check: optional(storageID),
+		field: func(c *Config) any { return &c.SnippetsStorage }, check: of(optional(storageID)),
 		doc: "Storage for cloud-init snippets.",
 	},
 	{
 		name: "node-selector", env: "PVE_NODE_SELECTOR", cluster: true, unset: "all",
-		field: func(c *Config) any { return &c.NodeSelector }, check: each(nodeName),
+		field: func(c *Config) any { return &c.NodeSelector }, check: of(each(nodeName)),
 		doc: "Nodes preferred for new VMs.",
 	},
 	{
 		name: "tasks.poll-min", def: "20ms", cluster: true,
-		field: func(c *Config) any { return &c.Tasks.PollMin }, check: lasting(time.Millisecond, 10*time.Second),
+		field: func(c *Config) any { return &c.Tasks.PollMin }, check: of(lasting(time.Millisecond, 10*time.Second)),
 		doc: "Pause after the first look at a PVE task (1ms to 10s).",
 	},
 	{
 		name: "tasks.poll-max", def: "500ms", env: "PVE_TASK_POLL_INTERVAL", cluster: true,
-		field: func(c *Config) any { return &c.Tasks.PollMax }, check: lasting(time.Millisecond, time.Minute),
+		field: func(c *Config) any { return &c.Tasks.PollMax }, check: of(lasting(time.Millisecond, time.Minute)),
 		doc: "Longest pause between two looks (1ms to 1m).",
 	},
 	{
 		name: "tasks.timeout", def: "6h", env: "PVE_TASK_TIMEOUT", cluster: true,
-		field: func(c *Config) any { return &c.Tasks.Timeout }, check: lasting(time.Second, 7*24*time.Hour),
+		field: func(c *Config) any { return &c.Tasks.Timeout }, check: of(lasting(time.Second, 7*24*time.Hour)),
 		doc: "How long one PVE task may take (1s to 168h).",
 	},
 }

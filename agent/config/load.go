@@ -123,7 +123,7 @@ func (l *loader) derive() {
 	// PVE calls a node by its host name up to the first dot.
 	c.Node, _, _ = strings.Cut(host, ".")
 	c.Sources["node"] = "host name"
-	if nodeName(&c.Node) != nil {
+	if nodeName(c.Node) != nil {
 		l.fail(&Error{Key: "node", Err: fmt.Errorf("not set, and the host name %q is no name of a PVE node", host)})
 	}
 }
@@ -147,7 +147,7 @@ func pmxcfsRoot(a *arguments, local *file) (string, bool) {
 	for _, layer := range [][]setting{a.settings, local.settings} {
 		for _, s := range layer {
 			if s.key.name == "paths.pmxcfs" {
-				return s.texts[0], absolute(&s.texts[0]) == nil
+				return s.texts[0], absolute(s.texts[0]) == nil
 			}
 		}
 	}
@@ -185,8 +185,10 @@ func (f *file) onlyClusterKeys(localPath string) {
 			kept = append(kept, s)
 			continue
 		}
-		f.errs = append(f.errs, &Error{Source: s.source, Key: s.key.name,
-			Err: fmt.Errorf("belongs to one node, so it cannot stand in the file of all nodes; set it in %s", localPath)})
+		f.errs = append(f.errs, &Error{
+			Source: s.source, Key: s.key.name,
+			Err: fmt.Errorf("belongs to one node, so it cannot stand in the file of all nodes; set it in %s", localPath),
+		})
 	}
 	f.settings = kept
 }
