@@ -25,6 +25,7 @@ type event struct {
 // report turns the events of one run into text for people.
 type report struct {
 	out      io.Writer
+	err      error // the first of writing to out
 	packages map[string]*pkg
 	skips    map[skip]int // how many tests, by reason
 	mute     []string     // tests that were skipped without one
@@ -56,7 +57,7 @@ func (r *report) read(in io.Reader) error {
 		switch {
 		case len(bytes.TrimSpace(line)) == 0:
 		case json.Unmarshal(line, &e) != nil:
-			fmt.Fprintf(r.out, "%s", line)
+			r.print(string(line))
 		default:
 			r.add(e)
 		}
@@ -77,15 +78,15 @@ func (r *report) add(e event) {
 	}
 	switch {
 	case e.Action == "build-output":
-		fmt.Fprint(r.out, e.Output)
+		r.print(e.Output)
 	case e.Test != "":
 		r.addTest(p, e)
 	case e.Action == "output":
 		p.output += e.Output
 	case e.Action == "fail":
-		p.printFailed(r.out)
+		r.print(p.failed())
 	case e.Action == "pass":
-		fmt.Fprint(r.out, strings.TrimPrefix(p.output, "PASS\n"))
+		r.print(strings.TrimPrefix(p.output, "PASS\n"))
 	}
 }
 
@@ -118,32 +119,40 @@ func (p *pkg) forget(test string) {
 	p.order = slices.DeleteFunc(p.order, func(t string) bool { return t == test })
 }
 
-// printFailed prints all that the failed tests said, and those that were cut
-// off when the process died.
-func (p *pkg) printFailed(out io.Writer) {
+// failed is all that the failed tests said, and those that were cut off when
+// the process died.
+func (p *pkg) failed() string {
+	var out strings.Builder
 	for _, t := range p.order {
 		for line := range strings.Lines(p.tests[t]) {
 			if !strings.HasPrefix(line, "=== ") {
-				fmt.Fprint(out, line)
+				out.WriteString(line)
 			}
 		}
 	}
-	fmt.Fprint(out, p.output)
+	return out.String() + p.output
 }
 
-// close prints what was skipped. Its error says that skipping was wrong.
+func (r *report) print(text string) {
+	if r.err == nil {
+		_, r.err = io.WriteString(r.out, text)
+	}
+}
+
+// close prints what was skipped. Its error says that skipping was wrong, or
+// that the report could not be written.
 func (r *report) close(noSkip bool) error {
 	count := 0
 	for i, s := range slices.SortedFunc(maps.Keys(r.skips), compareSkips) {
 		if i == 0 {
-			fmt.Fprintln(r.out, "\nSkipped on this machine:")
+			r.print("\nSkipped on this machine:\n")
 		}
 		count += r.skips[s]
-		fmt.Fprintf(r.out, "  %s (%s)\n      enable with: %s\n", s.needs, tests(r.skips[s]), s.enable)
+		r.print(fmt.Sprintf("  %s (%s)\n      enable with: %s\n", s.needs, tests(r.skips[s]), s.enable))
 	}
-	var err error
+	err := r.err
 	if len(r.mute) > 0 {
-		err = fmt.Errorf("skipped without saying what is needed: %s", strings.Join(r.mute, ", "))
+		err = errors.Join(err, fmt.Errorf("skipped without saying what is needed: %s", strings.Join(r.mute, ", ")))
 	}
 	if noSkip && count > 0 {
 		err = errors.Join(err, fmt.Errorf("%s skipped, and PVE_RIGAUD_NO_SKIP=1 allows none", tests(count)))
