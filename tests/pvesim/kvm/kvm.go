@@ -8,10 +8,25 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 )
 
 // ErrGone is returned by methods of a [Process] that has ended.
 var ErrGone = errors.New("process has ended")
+
+// MissingError says that a program is not installed.
+type MissingError struct {
+	Package string // Debian's name of what has it
+	Err     error
+}
+
+// Error names the package and the command that installs it.
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("real machines need %s; enable with: apt-get install --no-install-recommends %[1]s", e.Package)
+}
+
+// Unwrap returns what was looked for in vain.
+func (e *MissingError) Unwrap() error { return e.Err }
 
 // Hypervisor starts virtual machines.
 type Hypervisor interface {
@@ -51,19 +66,9 @@ type Process interface {
 	// Execute runs any QMP command on the private monitor, as Proxmox VE does
 	// for changes of a running machine (block_resize, device_add, balloon).
 	// args is marshalled to the command's arguments, nil for none. It returns
-	// the command's "return" value; a refusal by QEMU is a *CommandError.
+	// the command's "return" value; a refusal by QEMU is a [*qmp.Error].
 	Execute(ctx context.Context, command string, args any) (json.RawMessage, error)
 }
-
-// CommandError is QEMU's refusal of one command.
-type CommandError struct {
-	Command string // the QMP command
-	Class   string // QMP error class, mostly "GenericError"
-	Desc    string // for people
-}
-
-// Error names the command and what QEMU said to it.
-func (e *CommandError) Error() string { return e.Command + ": " + e.Desc }
 
 // Spec says what to start: the part of a VM's config that makes a difference
 // to its process.
@@ -76,7 +81,7 @@ type Spec struct {
 	Sockets int    // 0 means 1
 	Cores   int    // per socket, 0 means 1
 	VCPUs   int    // plugged at start; 0 means Sockets*Cores
-	CPUType string // "" means qemu64
+	CPUType string // one that TCG has (kvm64, max, ...); any other, and "", means qemu64
 
 	MemoryMiB  int // 0 means 512
 	BalloonMiB int // target after start; 0 means MemoryMiB, negative means no balloon device
@@ -94,10 +99,10 @@ type Spec struct {
 	GuestIP  string // what a fake guest says its address is
 
 	// OnEvent is called with each event of the private monitor (SHUTDOWN,
-	// RESET, STOP, RESUME, DEVICE_DELETED, ...), one after the other, from a
-	// goroutine that must not be held up for long: hand the work on. It may
-	// not call Quit or Kill, which wait for that goroutine. data is the
-	// event's data, nil if it has none. nil OnEvent: events are dropped.
+	// RESET, STOP, RESUME, DEVICE_DELETED, ...), one after the other, also
+	// while Start has not returned yet. It may call Execute and its like, but
+	// not wait for Quit or Kill, which wait for it. data is the event's data,
+	// nil if it has none. nil OnEvent: events are dropped.
 	OnEvent func(event string, data json.RawMessage)
 }
 
