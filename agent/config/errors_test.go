@@ -22,6 +22,7 @@ func TestErrors(t *testing.T) {
 		{name: "unknown key", local: "+sync-wiat: 2s", want: "DIR/config.yaml:6: sync-wiat: unknown key, did you mean sync-wait?"},
 		{name: "unknown key in a section", local: "+tasks:\n+  poll_mim: 2s", want: "DIR/config.yaml:7: tasks.poll_mim: unknown key, did you mean tasks.poll-min?"},
 		{name: "key in the wrong section", local: "+endpoint: http://127.0.0.1:85", want: "DIR/config.yaml:6: endpoint: unknown key, did you mean pve.endpoint?"},
+		{name: "key in another style", local: "+SNIPPETS_STORAGE: a", want: "DIR/config.yaml:6: SNIPPETS_STORAGE: unknown key, did you mean snippets-storage?"},
 		{name: "unknown section", local: "+task: {}", want: "DIR/config.yaml:6: task: unknown key, did you mean tasks?"},
 		{name: "nothing like it", local: "+xyzzy: 1", want: "DIR/config.yaml:6: xyzzy: unknown key"},
 		{name: "twice", local: "+watch: 1s\n+watch: 2s", want: "DIR/config.yaml:7: watch: given twice, first in line 6"},
@@ -113,6 +114,8 @@ func TestErrors(t *testing.T) {
 		{name: "cluster file with an unknown key", cluster: "watsh: 1s\n", want: "DIR/pve/pve-rigaud.yaml:1: watsh: unknown key, did you mean watch?"},
 		{name: "cluster file cut short", cluster: "watch: [", want: "DIR/pve/pve-rigaud.yaml: not valid YAML: line 1: did not find expected node content"},
 		{name: "not mounted", args: []string{"--paths-pmxcfs=DIR/none"}, want: "DIR/none: the cluster file system is not mounted, so the settings that all nodes share are unknown; see systemctl status pve-cluster: stat: no such file or directory"},
+
+		{name: "nothing is mounted there", args: []string{"--paths-pmxcfs=DIR"}, want: "DIR: the cluster file system is not mounted, so the settings that all nodes share are unknown; see systemctl status pve-cluster: stat: no such file or directory"},
 
 		// All at once, also where another source outweighs.
 		{

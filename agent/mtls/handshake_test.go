@@ -161,8 +161,9 @@ func TestNoResumption(t *testing.T) {
 	n := newNode(t, ca.issue("server", nil), ca.pem)
 	client := raw(t, issue(ca, "client", nil), 0)
 	client.ServerName, client.ClientSessionCache = "server.test", tls.NewLRUClientSessionCache(1)
+	listen := n.ServerConfig()
 	for range 2 {
-		if s := mustConnect(t, n.ServerConfig(), client); s.server.ConnectionState().DidResume {
+		if s := mustConnect(t, listen, client); s.server.ConnectionState().DidResume {
 			t.Error("resumed")
 		}
 	}

@@ -2,6 +2,7 @@ package mtls
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"net"
@@ -93,12 +94,16 @@ func TestPeerWithoutCertificate(t *testing.T) {
 	if got, ok := Peer(context.Background()); ok || got != "" {
 		t.Errorf("no call: got %q", got)
 	}
-	// A server that asks for no certificate has not verified one.
+	// A certificate that nobody verified says nothing.
 	ca := newAuthority(t, "ca", nil)
 	client := newNode(t, ca.issue("client", nil), ca.pem)
-	got, ok := who(t, credentials.NewTLS(raw(t, issue(ca, "server", nil), 0)), credentials.NewTLS(client.ClientConfig("server.test")))
-	if ok || got != "" {
-		t.Errorf("server without client certificates: got %q", got)
+	for _, auth := range []tls.ClientAuthType{tls.NoClientCert, tls.RequireAnyClientCert} {
+		server := raw(t, issue(ca, "server", nil), 0)
+		server.ClientAuth = auth
+		got, ok := who(t, credentials.NewTLS(server), credentials.NewTLS(client.ClientConfig("server.test")))
+		if ok || got != "" {
+			t.Errorf("%v: got %q", auth, got)
+		}
 	}
 }
 
