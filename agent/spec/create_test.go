@@ -25,7 +25,7 @@ func input(change func(*CreateInput)) CreateInput {
 
 func payload(t *testing.T, name string) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", name))
+	b, err := os.ReadFile(filepath.Join("..", "..", "tests", "payloads", name))
 	if err != nil {
 		t.Fatal(err)
 	}
