@@ -1,0 +1,151 @@
+// Command pvesim runs a simulated Proxmox VE cluster in the foreground, for
+// developing and demonstrating pve-rigaud without a real one. It is not
+// packaged.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if errors.Is(err, pflag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "pvesim:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the flags that are no field of pvesim.Config.
+type options struct {
+	cfg    pvesim.Config
+	memory string
+	tokens []string
+	debug  bool
+	qemu   string
+	pmxcfs string
+}
+
+func parse(args []string) (*options, error) {
+	var o options
+	f := pflag.NewFlagSet("pvesim", pflag.ContinueOnError)
+	f.StringVar(&o.cfg.Dir, "dir", "", "directory for all files; short, unix sockets live below it")
+	f.IntVar(&o.cfg.Nodes, "nodes", 3, "number of nodes")
+	f.IntVar(&o.cfg.VMs, "vms", 100, "number of VMs, every other one running")
+	f.IntVar(&o.cfg.FirstVM, "first-vmid", 100, "number of the first VM")
+	f.StringVar(&o.cfg.TemplateName, "template", "linux-template", "name of template 9000 on pve1")
+	f.DurationVar(&o.cfg.TaskDelay, "task-delay", 0, "time that every task takes beside its work")
+	f.BoolVar(&o.cfg.TLS, "tls", false, "agents serve with certificates (made in DIR/tls)")
+	f.StringVar(&o.qemu, "qemu", "auto", "auto, real or fake")
+	f.StringVar(&o.pmxcfs, "pmxcfs", "dir", "how nodes see /etc/pve: dir or fuse")
+	f.DurationVar(&o.cfg.ReadDelay, "read-delay", 0, "time of each read of /etc/pve (fuse only; 300us as on a real node)")
+	f.IntVar(&o.cfg.CPUs, "cpus", 16, "CPUs of each node")
+	f.StringVar(&o.memory, "memory", "64G", "memory of each node")
+	f.StringVar(&o.cfg.Version, "pve-version", "", "7.4, 8.4 or 9.1; default: of the schema, else 9.1")
+	f.StringVar(&o.cfg.SchemaFile, "schema", os.Getenv("PVE_API_SCHEMA"), "PVE's call schema to check requests against (PVE_API_SCHEMA)")
+	f.StringArrayVar(&o.tokens, "token", nil, "another API token: ID=SECRET[=PATH:PRIV,PRIV[;PATH:...]]; all privileges without a list")
+	f.DurationVar(&o.cfg.AuthDelay, "auth-delay", 0, "time before a 401; default 3s, negative for none")
+	f.BoolVar(&o.debug, "debug", false, "log what happens")
+	if err := f.Parse(args); err != nil {
+		return nil, fmt.Errorf("%w", err)
+	}
+	if f.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	o.cfg.QEMU, o.cfg.PMXCFS = pvesim.QEMU(o.qemu), pvesim.PMXCFS(o.pmxcfs)
+	return &o, nil
+}
+
+func run(ctx context.Context, args []string, out, errs io.Writer) error {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if o.debug {
+		level = slog.LevelDebug
+	}
+	o.cfg.Log = slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level}))
+	if o.cfg.Memory, err = pvesim.ParseSize(o.memory); err != nil {
+		return fmt.Errorf("--memory: %w", err)
+	}
+	c, err := pvesim.New(o.cfg)
+	if err != nil {
+		return err
+	}
+	for _, spec := range o.tokens {
+		if err := addToken(c, spec); err != nil {
+			return err
+		}
+	}
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	announce(out, c, o)
+	<-ctx.Done()
+	return errors.Join(c.Close(), report(out, c))
+}
+
+// announce says what was chosen and where things are.
+func announce(out io.Writer, c *pvesim.Cluster, o *options) {
+	fmt.Fprintf(out, "virtual machines: %s\n", c.Hypervisor())
+	if why := c.Why(); why != "" {
+		fmt.Fprintf(out, "  not real ones: %s\n", strings.ReplaceAll(why, "\n", "\n  "))
+	}
+	fmt.Fprintf(out, "/etc/pve: %s\nschema: %s\n", c.PMXCFS(), c.Schema())
+	for _, n := range c.Nodes() {
+		fmt.Fprintf(out, "%s: api %s  daemon %s  agent %s\n", n.Name, n.API(), n.Daemon(), n.AgentYAML)
+	}
+	fmt.Fprintf(out, "ready: %s\n", filepath.Join(o.cfg.Dir, "env"))
+}
+
+// report prints what requests broke the schema.
+func report(out io.Writer, c *pvesim.Cluster) error {
+	bad := c.SchemaErrors()
+	for _, e := range bad {
+		fmt.Fprintln(out, "schema:", e)
+	}
+	if len(bad) > 0 {
+		return fmt.Errorf("%d requests did not fit the schema", len(bad))
+	}
+	return nil
+}
+
+// addToken reads "user@realm!name=secret" with an optional list of privileges
+// by path behind another "=".
+func addToken(c *pvesim.Cluster, spec string) error {
+	parts := strings.SplitN(spec, "=", 3)
+	if len(parts) < 2 || !strings.Contains(parts[0], "!") {
+		return fmt.Errorf("--token %q: want user@realm!name=secret", spec)
+	}
+	acl := pvesim.ACL{"/": pvesim.AllPrivileges(c.Version())}
+	if len(parts) == 3 {
+		acl = pvesim.ACL{}
+		for _, entry := range strings.Split(parts[2], ";") {
+			path, privs, ok := strings.Cut(entry, ":")
+			if !ok {
+				return fmt.Errorf("--token %q: want PATH:PRIV,PRIV", spec)
+			}
+			acl[path] = strings.Split(privs, ",")
+		}
+	}
+	c.AddToken(parts[0], parts[1], acl)
+	return nil
+}

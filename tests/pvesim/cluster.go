@@ -1,0 +1,214 @@
+// Package pvesim is a Proxmox VE cluster to develop against: N nodes in one
+// process, each with an HTTPS API on a port of its own, one shared /etc/pve
+// tree in a directory, and run and lock directories per node. It answers as
+// recorded on a real cluster; virtual machines are real QEMU processes or
+// stand-ins with the same sockets.
+//
+// It is a tool for tests and demonstrations and is not packaged.
+package pvesim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/tests/guestimage"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/disk"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/kvm"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/schema"
+)
+
+// Cluster is a simulated cluster. New prepares it, Start brings it up.
+type Cluster struct {
+	cfg      Config
+	log      *slog.Logger
+	nodes    []*Node
+	byName   map[string]*Node
+	routes   []*route
+	tree     *tree
+	accounts *accounts
+	workers  *workers
+	faults   *faults
+	stats    *requestStats
+	hyper    kvm.Hypervisor // of VMs in general
+	standIn  kvm.Hypervisor // of the fleet, when hyper is real
+	disks    disk.Store
+	schema   *schema.Checker   // nil: unchecked
+	guest    *guestimage.Image // what real VMs boot; nil without
+	why      string
+	pool     *storagePool
+	machines *machines
+	ha       *haState
+
+	ca, agentCA *authority
+
+	ctx    context.Context //nolint:containedctx // the cluster's life: its tasks outlive every request
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	undo   []func() // what Close takes back, last first
+}
+
+// New checks the configuration. Nothing is started or written.
+func New(cfg Config) (*Cluster, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{
+		cfg: cfg, log: cfg.Log, byName: map[string]*Node{},
+		accounts: newAccounts(cfg.Version, cfg.TicketLife),
+		workers:  newWorkers(), faults: &faults{},
+		stats:    &requestStats{counts: map[string]int{}},
+		machines: newMachines(), ha: &haState{},
+	}
+	c.routes = c.routeTable()
+	var names, views []string
+	for i := range cfg.Nodes {
+		n := newNode(c, i, fmt.Sprintf("pve%d", i+1))
+		c.nodes = append(c.nodes, n)
+		c.byName[n.Name] = n
+		names, views = append(names, n.Name), append(views, n.PMXCFS)
+	}
+	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views)
+	c.pool = newStoragePool(c)
+	return c, nil
+}
+
+// Start brings the cluster up and returns when it answers. It may be called
+// once; when it fails everything is taken down again.
+func (c *Cluster) Start(ctx context.Context) error {
+	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"directories", c.makeDirs},
+		{"certificates", c.makeCerts},
+		{"hypervisor", c.chooseHypervisor},
+		{"api", c.openAPI},
+		{"guests", c.populate},
+		{"files", c.writeFiles},
+	} {
+		if err := step.run(ctx); err != nil {
+			return errors.Join(fmt.Errorf("pvesim: %s: %w", step.name, err), c.Close())
+		}
+	}
+	c.wg.Go(func() {
+		c.tree.watch(c.ctx, c.cfg.Scan, func(err error) { c.log.Warn("scan of the tree", "err", err) })
+	})
+	if err := os.WriteFile(filepath.Join(c.cfg.Dir, "ready"), nil, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("pvesim: %w", err), c.Close())
+	}
+	return nil
+}
+
+// Close stops every virtual machine, task and server and waits for them. The
+// files stay.
+func (c *Cluster) Close() error {
+	if c.cancel == nil {
+		return nil
+	}
+	_ = os.Remove(filepath.Join(c.cfg.Dir, "ready"))
+	c.cancel()
+	for _, n := range c.nodes {
+		n.proxy.close()
+		n.daemon.close()
+	}
+	err := c.machines.killAll()
+	for _, n := range c.nodes {
+		n.proxy.wait()
+		n.daemon.wait()
+	}
+	c.wg.Wait()
+	err = errors.Join(err, c.machines.killAll())
+	for i := len(c.undo) - 1; i >= 0; i-- {
+		c.undo[i]()
+	}
+	c.undo = nil
+	return err
+}
+
+// Nodes returns the nodes in order.
+func (c *Cluster) Nodes() []*Node { return c.nodes }
+
+// Node returns a node by its name, nil if there is none.
+func (c *Cluster) Node(name string) *Node { return c.byName[name] }
+
+// Tree is the path of the shared /etc/pve.
+func (c *Cluster) Tree() string { return c.tree.root }
+
+// Hypervisor says what the VMs are.
+func (c *Cluster) Hypervisor() string { return c.hyper.Name() }
+
+// pause waits, but not longer than the cluster lives.
+func (c *Cluster) pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	case <-c.ctx.Done():
+	}
+}
+
+func (c *Cluster) offlineDelay() time.Duration { return 20 * time.Millisecond }
+
+func (c *Cluster) makeDirs(context.Context) error {
+	for _, n := range c.nodes {
+		for _, d := range []string{n.PMXCFS, n.Run, n.Lock, n.State} {
+			if err := os.MkdirAll(d, 0o750); err != nil {
+				return fmt.Errorf("node %s: %w", n.Name, err)
+			}
+		}
+	}
+	if err := c.tree.create(); err != nil {
+		return err
+	}
+	for _, n := range c.nodes {
+		if err := c.linkView(n); err != nil {
+			return err
+		}
+	}
+	return c.pool.create()
+}
+
+func (c *Cluster) openAPI(context.Context) error {
+	for _, n := range c.nodes {
+		if err := errors.Join(n.proxy.open(c), n.daemon.open(c)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// viewLinks are the entries of a node's view that are the same on all nodes.
+var viewLinks = []string{"nodes", "priv", "ha", ".vmlist", ".version", "pve-root-ca.pem", "pve-rigaud.yaml"}
+
+// linkView makes a node's /etc/pve: links into the shared tree, beside the
+// files that differ from node to node (.members, storage.cfg).
+func (c *Cluster) linkView(n *Node) error {
+	links := map[string]string{
+		"local": filepath.Join("nodes", n.Name), "qemu-server": filepath.Join("nodes", n.Name, "qemu-server"),
+	}
+	for _, name := range viewLinks {
+		links[name] = filepath.Join("..", "..", "..", "etc", "pve", name)
+	}
+	for name, to := range links {
+		path := filepath.Join(n.PMXCFS, name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("view of %s: %w", n.Name, err)
+		}
+		if err := os.Symlink(to, path); err != nil {
+			return fmt.Errorf("view of %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package pvesim
+
+import (
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/kvm"
+)
+
+// QEMU says what a started VM is.
+type QEMU string
+
+// The kinds of VM.
+const (
+	Auto QEMU = "auto" // real when qemu-system-x86_64 and qemu-img are there, else fake
+	Real QEMU = "real"
+	Fake QEMU = "fake"
+)
+
+// PMXCFS says how a node sees /etc/pve.
+type PMXCFS string
+
+// The ways to see /etc/pve.
+const (
+	Dir  PMXCFS = "dir"  // a directory with links into the shared tree
+	FUSE PMXCFS = "fuse" // a FUSE pass-through that can delay reads
+)
+
+// Config describes a simulated cluster. The zero value of every field but
+// Dir is usable.
+type Config struct {
+	Dir      string // everything the cluster writes; keep it short, unix sockets live below it
+	Nodes    int    // default 3: pve1, pve2, ...
+	VMs      int    // VMs there from the beginning, spread over the nodes, every other one running
+	FirstVM  int    // number of the first of them, default 100
+	CPUs     int    // of each node, default 16; NodeCPUs overrides it
+	NodeCPUs map[string]int
+	Memory   int64 // of each node in bytes, default 64 GiB
+
+	NoTemplates  bool   // leave the templates 9000 and 9001 out
+	TemplateName string // name of template 9000, default "linux-template"; 9001 gets "-shared" behind it
+
+	QEMU      QEMU
+	Fake      kvm.FakeConfig // how the guests of stand-ins behave
+	PMXCFS    PMXCFS
+	ReadDelay time.Duration // of each read of /etc/pve; with FUSE only
+	TLS       bool          // agents' gRPC with certificates instead of plain text
+
+	Version    string // "7.4", "8.4" or "9.1"; default: of SchemaFile, else 9.1
+	SchemaFile string // api/<version>.json of PVE's call schema; "" = unchecked
+
+	TaskDelay   time.Duration            // between a task's start and its work
+	TaskDelays  map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
+	AuthDelay   time.Duration            // before a 401; default 3 s, negative = none
+	LockTimeout time.Duration            // for the lock file of a VM; default 10 s
+	IdleTimeout time.Duration            // after which the API closes a connection; default 5 s
+	AgentWait   time.Duration            // for the guest agent and for QMP; default 3 s
+	HADelay     time.Duration            // between a hastart/hastop task and its effect; default 100 ms
+	TicketLife  time.Duration            // of a login ticket; default 2 h
+	PollUnit    time.Duration            // PVE's "one second" while it waits for a VM to stop; default 1 s
+	Scan        time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
+
+	Log *slog.Logger
+}
+
+var schemaName = regexp.MustCompile(`^(\d+\.\d+)\.json$`)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Dir == "" {
+		return c, fmt.Errorf("pvesim: no directory given")
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return c, fmt.Errorf("pvesim: directory: %w", err)
+	}
+	c.Dir = dir
+	def(&c.Nodes, 3)
+	def(&c.FirstVM, 100)
+	def(&c.CPUs, 16)
+	def(&c.Memory, 64<<30)
+	def(&c.TemplateName, "linux-template")
+	def(&c.QEMU, Auto)
+	def(&c.PMXCFS, Dir)
+	def(&c.AuthDelay, 3*time.Second)
+	def(&c.LockTimeout, 10*time.Second)
+	def(&c.IdleTimeout, 5*time.Second)
+	def(&c.AgentWait, 3*time.Second)
+	def(&c.HADelay, 100*time.Millisecond)
+	def(&c.TicketLife, 2*time.Hour)
+	def(&c.PollUnit, time.Second)
+	def(&c.Scan, 200*time.Millisecond)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Version == "" {
+		c.Version = "9.1"
+		if m := schemaName.FindStringSubmatch(filepath.Base(c.SchemaFile)); m != nil {
+			c.Version = m[1]
+		}
+	}
+	if !strings.HasPrefix(c.Version, "7.") && !strings.HasPrefix(c.Version, "8.") && !strings.HasPrefix(c.Version, "9.") {
+		return c, fmt.Errorf("pvesim: version %q: want 7.x, 8.x or 9.x", c.Version)
+	}
+	return c, nil
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// major is the first number of the version.
+func (c Config) major() int { return int(c.Version[0] - '0') }

@@ -1,0 +1,55 @@
+package pvesim
+
+import (
+	"crypto/tls"
+	"path/filepath"
+)
+
+// Node is one node of the cluster.
+type Node struct {
+	Name  string
+	Index int // from 0
+
+	// PMXCFS is the node's view of /etc/pve, Run its /var/run/qemu-server,
+	// Lock its /var/lock/qemu-server, State the agent's state directory.
+	PMXCFS, Run, Lock, State string
+	// AgentYAML is the configuration for an agent on this node.
+	AgentYAML string
+	// GRPC and Metrics are the addresses that configuration has.
+	GRPC, Metrics string
+
+	cluster *Cluster
+	vz      string // /var/lib/vz: the storage "local"
+	cpus    int
+	memory  int64
+
+	proxy  *front // pveproxy
+	daemon *front // pvedaemon, plain
+	cert   tls.Certificate
+}
+
+// API is the base URL of the node's API ("https://127.0.0.1:41234").
+func (n *Node) API() string { return "https://" + n.proxy.addr }
+
+// Daemon is the base URL of its plain API on loopback, pvedaemon's.
+func (n *Node) Daemon() string { return "http://" + n.daemon.addr }
+
+func newNode(c *Cluster, i int, name string) *Node {
+	dir := filepath.Join(c.cfg.Dir, name)
+	n := &Node{
+		Name: name, Index: i, cluster: c,
+		PMXCFS:    filepath.Join(dir, "etc", "pve"),
+		Run:       filepath.Join(dir, "run", "qemu-server"),
+		Lock:      filepath.Join(dir, "lock", "qemu-server"),
+		State:     filepath.Join(dir, "lib"),
+		AgentYAML: filepath.Join(dir, "agent.yaml"),
+		vz:        filepath.Join(dir, "vz"),
+		cpus:      c.cfg.CPUs, memory: c.cfg.Memory,
+	}
+	if v, ok := c.cfg.NodeCPUs[name]; ok {
+		n.cpus = v
+	}
+	n.proxy = &front{node: n}
+	n.daemon = &front{node: n}
+	return n
+}

@@ -1,0 +1,104 @@
+package pvesim
+
+import (
+	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+)
+
+var confName = regexp.MustCompile(`^([1-9]\d{2,8})\.conf$`)
+
+// watch looks for what others wrote into the tree: an agent may change a
+// config or a priv file as it may on a real node.
+func (t *tree) watch(ctx context.Context, every time.Duration, warn func(error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := t.scan(); err != nil && ctx.Err() == nil {
+				warn(err)
+			}
+		}
+	}
+}
+
+// scan registers foreign writes: configs that came, went or changed, and
+// tracked files.
+func (t *tree) scan() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	changed := t.lockedScanFiles()
+	found := map[int]string{}
+	for _, node := range t.nodes {
+		for kind, sub := range map[string]string{"qemu": "qemu-server", "lxc": "lxc"} {
+			if t.lockedScanNode(node, kind, sub, found) {
+				changed = true
+			}
+		}
+	}
+	for id := range maps.Clone(t.guests) {
+		if _, ok := found[id]; !ok {
+			delete(t.guests, id)
+			t.vmlist++
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return t.lockedPublish()
+}
+
+func (t *tree) lockedScanNode(node, kind, sub string, found map[int]string) (changed bool) {
+	dir := filepath.Join(t.root, "nodes", node, sub)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		m := confName.FindStringSubmatch(e.Name())
+		if m == nil {
+			continue
+		}
+		id, err := strconv.Atoi(m[1])
+		if err != nil {
+			continue
+		}
+		found[id] = node
+		path := filepath.Join(dir, e.Name())
+		s, err := statStamp(path)
+		if err != nil {
+			continue
+		}
+		if g, ok := t.guests[id]; !ok || g.node != node || t.stamps[path] != s {
+			t.stamps[path] = s
+			t.lockedGuest(node, id, kind)
+			changed = true
+		}
+	}
+	return changed
+}
+
+func (t *tree) lockedScanFiles() (changed bool) {
+	for _, rel := range slices.Sorted(maps.Keys(t.files)) {
+		path := filepath.Join(t.root, rel)
+		s, err := statStamp(path)
+		if err != nil {
+			continue
+		}
+		if t.stamps[path] != s {
+			t.stamps[path] = s
+			t.files[rel]++
+			changed = true
+		}
+	}
+	return changed
+}

@@ -1,0 +1,33 @@
+package pvesim
+
+func vmRoutes(c *Cluster, add adder) {
+	const vm = "/nodes/{node}/qemu/{vmid}"
+	add(get, vm, nil, fixed([]any{map[string]any{"subdir": "config"}, map[string]any{"subdir": "status"}}))
+	add(del, vm, vmPerm("VM.Allocate"), c.destroy)
+	add(get, vm+"/config", vmPerm("VM.Audit"), c.getConfig)
+	add(put, vm+"/config", vmAny(configPrivileges...), c.putConfig)
+	add(post, vm+"/config", vmAny(configPrivileges...), c.postConfig)
+	add(get, vm+"/pending", vmPerm("VM.Audit"), c.getPending)
+	add(get, vm+"/status/current", vmPerm("VM.Audit"), c.currentStatus)
+	add(post, vm+"/status/start", vmPerm("VM.PowerMgmt"), c.start)
+	add(post, vm+"/status/stop", vmPerm("VM.PowerMgmt"), c.stop)
+	add(post, vm+"/status/shutdown", vmPerm("VM.PowerMgmt"), c.shutdown)
+	add(post, vm+"/status/reboot", vmPerm("VM.PowerMgmt"), c.reboot)
+	add(post, vm+"/status/reset", vmPerm("VM.PowerMgmt"), c.onRunning("qmreset", resetVM))
+	add(post, vm+"/status/suspend", vmPerm("VM.PowerMgmt"), c.onRunning("qmsuspend", pauseVM))
+	add(post, vm+"/status/resume", vmPerm("VM.PowerMgmt"), c.onRunning("qmresume", resumeVM))
+	add(post, vm+"/clone", clonePerm, c.clone)
+	add(put, vm+"/resize", vmPerm("VM.Config.Disk"), c.resize)
+	add(post, vm+"/template", vmPerm("VM.Allocate"), c.template)
+	add(get, vm+"/feature", vmPerm("VM.Audit"), c.feature)
+	add(get, vm+"/snapshot", vmPerm("VM.Audit"), c.listSnapshots)
+	add(post, vm+"/snapshot", vmPerm("VM.Snapshot"), c.createSnapshot)
+	add(del, vm+"/snapshot/{snapname}", vmPerm("VM.Snapshot"), c.deleteSnapshot)
+	add(get, vm+"/snapshot/{snapname}/config", vmAny("VM.Snapshot", "VM.Snapshot.Rollback", "VM.Audit"), c.snapshotConfig)
+	add(put, vm+"/snapshot/{snapname}/config", vmPerm("VM.Snapshot"), c.describeSnapshot)
+	add(post, vm+"/snapshot/{snapname}/rollback", vmAny("VM.Snapshot", "VM.Snapshot.Rollback"), c.rollback)
+	add(get, vm+"/cloudinit", vmPerm("VM.Audit"), c.cloudInitState)
+	add(put, vm+"/cloudinit", vmPerm("VM.Config.Cloudinit"), c.cloudInitUpdate)
+	add(get, vm+"/cloudinit/dump", vmPerm("VM.Audit"), c.cloudInitDump)
+	agentRoutes(c, add)
+}
