@@ -94,7 +94,7 @@ func parseNIC(key, value string) NIC {
 		case "bridge":
 			nic.Bridge = v
 		case "tag":
-			nic.VLAN, _ = strconv.Atoi(v) //nolint:errcheck // 0 is "none"
+			nic.VLAN, _ = strconv.Atoi(v)
 		default:
 			if slices.Contains(nicModels, k) {
 				nic.Model, nic.MAC = k, v

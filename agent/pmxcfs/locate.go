@@ -88,14 +88,15 @@ func (w *Watcher) prove(ctx context.Context, vmid int, vm *VM) error {
 	if w.proven(vm) {
 		return nil
 	}
-	at := w.now()
 	path := w.cfg.Tree.path(confName(vm.Type, vm.Node, vmid))
 	_, err := fetch(ctx, &w.reads, path+" (open)", true, func() (struct{}, error) {
-		return struct{}{}, w.cfg.Tree.prove(vm.Type, vm.Node, vmid)
+		at := w.now()
+		err := w.cfg.Tree.prove(vm.Type, vm.Node, vmid)
+		if err == nil {
+			vm.provenAt.Store(at)
+		}
+		return struct{}{}, err
 	})
-	if err == nil {
-		vm.provenAt.Store(at)
-	}
 	return err
 }
 

@@ -16,12 +16,26 @@ type Section string
 // Get returns the value of key as the file has it. Of two lines with one key PVE uses the later.
 func (s Section) Get(key string) (string, bool) {
 	value, found := "", false
-	for k, v := range s.lines() {
-		if k == key {
+	for at := 0; at < len(s); {
+		next := lineEnd(string(s), at)
+		line := string(s[at:next])
+		at = next
+		if !mayHold(line, key) {
+			continue
+		}
+		if k, v, ok := keyLine(line); ok && k == key {
 			value, found = v, true
 		}
 	}
 	return value, found
+}
+
+// mayHold is a quick look whether a line can be the one of key.
+func mayHold(line, key string) bool {
+	if len(line) > len(key) && line[len(key)] == ':' && line[:len(key)] == key {
+		return true
+	}
+	return key == "ide2" && strings.HasPrefix(line, "cdrom:")
 }
 
 // Keys lists the keys in the order of the file, each once.

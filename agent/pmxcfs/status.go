@@ -48,7 +48,7 @@ func ParseVersion(path string, raw []byte) (Version, error) {
 func (v *Version) set(name string, n uint64) {
 	switch name {
 	case "starttime":
-		v.StartTime = int64(n) //nolint:gosec // seconds since 1970
+		v.StartTime = int64(n)
 	case "clinfo":
 		v.ClInfo = n
 	case "vmlist":

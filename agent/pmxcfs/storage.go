@@ -173,7 +173,10 @@ func (s Storage) SnippetPath(file string) (string, error) {
 		return "", fmt.Errorf("storage %s: not a snippet's file name: %q", s.ID, file)
 	}
 	dir, err := s.dir("snippets")
-	return filepath.Join(dir, file), err
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, file), nil
 }
 
 // VolumePath is the file of a volume, `<storage>:<volume>` or without the storage, of a file-based storage.
@@ -187,7 +190,10 @@ func (s Storage) VolumePath(volid string) (string, error) {
 		return s.imagePath(volume)
 	}
 	dir, err := s.dir(content)
-	return filepath.Join(dir, rest), err
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, rest), nil
 }
 
 // imagePath is the file of `<vmid>/<name>`, or of the linked clone `<base vmid>/<base>/<vmid>/<name>`.

@@ -38,7 +38,7 @@ type World struct {
 	Storages   Storages
 	StorageErr error // why Storages is not current (or empty); nil if it is
 
-	offline map[string]time.Time // since when a node is offline, seen with quorum
+	offline map[string]time.Time // since when a node is offline, seen with quorum; empty without quorum
 	index   *index
 }
 
@@ -69,7 +69,7 @@ func (w *World) Local() []*VM { return w.lookup().local }
 // quorum all the time. A node that .members does not list is not called gone.
 func (w *World) Gone(node string, now time.Time) bool {
 	since, ok := w.offline[node]
-	return ok && w.Quorate && now.Sub(since) > goneAfter
+	return ok && now.Sub(since) > goneAfter
 }
 
 func (w *World) lookup() *index {
