@@ -32,13 +32,16 @@ func (c *Cluster) populate(ctx context.Context) error {
 	if err := c.disks.Create(ctx, blank, "qcow2", fleetDisk); err != nil {
 		return err
 	}
-	defer func() { _ = os.Remove(blank) }()
+	image, err := readStencil(blank)
+	if err := errors.Join(err, os.Remove(blank)); err != nil {
+		return err
+	}
 	if !c.cfg.NoTemplates {
 		if err := c.makeTemplates(ctx); err != nil {
 			return err
 		}
 	}
-	return c.makeFleet(ctx, blank)
+	return c.makeFleet(ctx, image)
 }
 
 func (c *Cluster) makeTemplates(ctx context.Context) error {
@@ -94,12 +97,12 @@ func (c *Cluster) guestConf(id int, name, volid string, size int64) *vmconf.Conf
 }
 
 // makeFleet makes the VMs, spread over the nodes, and starts every other one.
-func (c *Cluster) makeFleet(ctx context.Context, blank string) error {
+func (c *Cluster) makeFleet(ctx context.Context, blank *stencil) error {
 	owners, confs := map[int]string{}, map[int]*vmconf.Conf{}
 	for i := range c.cfg.VMs {
 		id, n := c.cfg.FirstVM+i, c.nodes[i%len(c.nodes)]
 		volid := fmt.Sprintf("%s:%d/vm-%d-disk-0.qcow2", StorageLocal, id, id)
-		if err := c.makeDisk(ctx, n, volid, func(path string) error { return copyFile(blank, path) }); err != nil {
+		if err := c.makeDisk(ctx, n, volid, blank.write); err != nil {
 			return err
 		}
 		owners[id], confs[id] = n.Name, c.guestConf(id, fmt.Sprintf("vm-%d", id), volid, fleetDisk)

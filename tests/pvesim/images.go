@@ -1,7 +1,9 @@
 package pvesim
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -67,17 +69,44 @@ func (c *Cluster) growRunning(ctx context.Context, m *machine, d vmconf.Drive, p
 	return c.disks.Resize(ctx, path, filepath.Ext(path)[1:], size)
 }
 
-// copyFile copies a small file as it is.
-func copyFile(src, dst string) error {
-	b, err := os.ReadFile(src)
+// stencil is an image file of which many copies are made: what is in it but
+// its holes.
+type stencil struct {
+	size   int64
+	blocks map[int64][]byte // by offset
+}
+
+const stencilBlock = 4096
+
+func readStencil(path string) (*stencil, error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("copy: %w", err)
+		return nil, fmt.Errorf("stencil: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
-		return fmt.Errorf("copy: %w", err)
+	s := &stencil{size: int64(len(b)), blocks: map[int64][]byte{}}
+	empty := make([]byte, stencilBlock)
+	for off := 0; off < len(b); off += stencilBlock {
+		block := b[off:min(off+stencilBlock, len(b))]
+		if !bytes.Equal(block, empty[:len(block)]) {
+			s.blocks[int64(off)] = bytes.Clone(block)
+		}
 	}
-	if err := os.WriteFile(dst, b, 0o600); err != nil {
-		return fmt.Errorf("copy: %w", err)
+	return s, nil
+}
+
+func (s *stencil) write(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("stencil: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for off, block := range s.blocks {
+		if _, err := f.WriteAt(block, off); err != nil {
+			return fmt.Errorf("stencil: %w", err)
+		}
+	}
+	if err := f.Truncate(s.size); err != nil {
+		return fmt.Errorf("stencil: %w", err)
 	}
 	return nil
 }
