@@ -42,8 +42,11 @@ func world(t *testing.T, w *Watcher) *World {
 }
 
 // poll lets the watcher look once more.
-func poll() {
-	time.Sleep(time.Second)
+func poll() { pass(time.Second) }
+
+// pass lets time go by, and whatever is due then be done.
+func pass(d time.Duration) {
+	time.Sleep(d)
 	synctest.Wait()
 }
 
@@ -205,9 +208,9 @@ func TestWatcherGone(t *testing.T) {
 		c.online["pve2"] = false
 		c.sync()
 		poll()
-		time.Sleep(119 * time.Second)
+		pass(119 * time.Second)
 		gone(false, "after 119 s")
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		gone(true, "after 121 s")
 		if world(t, w).Gone("pve9", time.Now()) || world(t, w).Gone("pve1", time.Now()) {
 			t.Error("an unknown node, or ours, is gone")
@@ -220,7 +223,7 @@ func TestWatcherGone(t *testing.T) {
 		c.sync()
 		poll()
 		gone(false, "quorum just came back: the time starts again")
-		time.Sleep(125 * time.Second)
+		pass(125 * time.Second)
 		gone(true, "with quorum for 125 s")
 		c.online["pve2"] = true
 		c.sync()
@@ -274,7 +277,7 @@ func TestWatcherRemount(t *testing.T) {
 		if _, err := w.World(); err != nil {
 			t.Errorf("1 s after: %v, want the last good World", err)
 		}
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		_, err := w.World()
 		var stale *StaleError
 		if !errors.As(err, &stale) || !errors.Is(err, ErrNotMounted) ||
