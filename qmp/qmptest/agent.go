@@ -91,16 +91,17 @@ func (a *agent) run() {
 	}
 }
 
-// cut takes the next request off the bytes; bad: there was something else.
+// cut takes the next request off the bytes; bad: there was something else. The
+// delimiter, too, is something else, and throws away what stands before it.
 func cut(pending []byte) (request json.RawMessage, rest []byte, bad bool) {
-	if mark := bytes.LastIndexByte(pending, delimiter); mark >= 0 {
-		pending = pending[mark+1:]
-	}
-	dec := json.NewDecoder(bytes.NewReader(pending))
+	text, after, reset := bytes.Cut(pending, []byte{delimiter})
+	dec := json.NewDecoder(bytes.NewReader(text))
 	err := dec.Decode(&request)
 	switch {
 	case err == nil:
 		return request, pending[dec.InputOffset():], false
+	case reset:
+		return nil, after, true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, pending, false
 	}
@@ -132,7 +133,7 @@ func (a *agent) awaitVoice() bool {
 
 func (a *agent) reply(raw json.RawMessage, bad bool) {
 	var r request
-	err := generic("JSON parse error, invalid keyword")
+	err := generic("JSON parse error, stray '\uFFFD'")
 	if !bad {
 		r, err = parseRequest(raw)
 		a.srv.heard(r.command)

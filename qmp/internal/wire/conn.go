@@ -70,11 +70,11 @@ func onEnd(ctx context.Context, f func()) (takeBack func()) {
 		defer close(done)
 		f()
 	})
-	return func() {
+	return sync.OnceFunc(func() {
 		if !stop() {
 			<-done
 		}
-	}
+	})
 }
 
 func (c *Conn) shut() {

@@ -40,11 +40,13 @@ type Error struct {
 }
 
 // Error names the command, the class when it says something, and QEMU's words.
-func (e *Error) Error() string {
+func (e *Error) Error() string { return e.Command + ": " + e.words() }
+
+func (e *Error) words() string {
 	if e.Class == "" || e.Class == "GenericError" {
-		return e.Command + ": " + e.Desc
+		return e.Desc
 	}
-	return e.Command + ": " + e.Class + ": " + e.Desc
+	return e.Class + ": " + e.Desc
 }
 
 // OpError says which act on which socket failed.
@@ -55,7 +57,13 @@ type OpError struct {
 }
 
 // Error is "qmp <op> <path>: <reason>".
-func (e *OpError) Error() string { return fmt.Sprintf("qmp %s %s: %v", e.Op, e.Path, e.Err) }
+func (e *OpError) Error() string {
+	why := e.Err.Error()
+	if refused := new(Error); errors.As(e.Err, &refused) && refused.Command == e.Op {
+		why = refused.words() // the command is named already
+	}
+	return fmt.Sprintf("qmp %s %s: %s", e.Op, e.Path, why)
+}
 
 // Unwrap gives the reason.
 func (e *OpError) Unwrap() error { return e.Err }

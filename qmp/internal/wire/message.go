@@ -47,20 +47,21 @@ func (r Request) Encode() ([]byte, error) {
 // Reader takes messages off a stream, however they are cut into packets or
 // lines.
 type Reader struct {
-	src budget
-	dec *json.Decoder
+	src   budget
+	dec   *json.Decoder
+	limit int // of one message
 }
 
 // NewReader reads from r.
 func NewReader(r io.Reader) *Reader {
-	rd := &Reader{src: budget{from: r}}
+	rd := &Reader{src: budget{from: r}, limit: MaxMessage}
 	rd.dec = json.NewDecoder(&rd.src)
 	return rd
 }
 
 // Next waits for one whole message. After an error the stream is of no use.
 func (r *Reader) Next() (Message, error) {
-	r.src.left = MaxMessage
+	r.src.left = r.limit
 	var raw json.RawMessage
 	if err := r.dec.Decode(&raw); err != nil {
 		return Message{}, decodeError(err)
