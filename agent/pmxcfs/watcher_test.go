@@ -501,7 +501,7 @@ func (c *cluster) hang(name string) (release func(content string)) {
 	c.check(syscall.Mkfifo(path, 0o600))
 	return func(content string) {
 		c.t.Helper()
-		c.check(os.Rename(path, path+".hung"))
+		c.check(os.Link(path, path+".hung"))
 		c.write(name, content)
 		// Whoever waits for a writer gets one, and an end of file.
 		f, err := os.OpenFile(path+".hung", os.O_RDWR, 0)
