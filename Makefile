@@ -35,7 +35,7 @@ build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 test: schema
-	go run ./tests/skips $(PKG)
+	go run ./tests/skips -timeout 5m $(PKG)
 
 race: export CGO_ENABLED = 1
 race: schema
