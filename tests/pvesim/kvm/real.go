@@ -193,14 +193,14 @@ func (p *realProcess) supervise() {
 	close(p.done)
 }
 
-// clean removes what QEMU leaves when it is killed. Another QEMU may have the
-// VMID by now if this one removed its files itself: the pid file tells.
+// clean removes what QEMU leaves: the VNC socket, and everything when it was
+// killed. The rest of one that quits may be its successor's by now.
 func (p *realProcess) clean() {
-	pid, err := os.ReadFile(p.spec.path("pid"))
-	if err == nil && strings.TrimSpace(string(pid)) != strconv.Itoa(p.PID()) {
-		return
+	left := []string{"vnc"}
+	if !p.cmd.ProcessState.Success() {
+		left = append(left, "qmp", "qga", "serial0", "pid")
 	}
-	for _, kind := range []string{"pid", "qmp", "qga", "serial0", "vnc"} {
+	for _, kind := range left {
 		if err := os.Remove(p.spec.path(kind)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.log.Warn("a file of an ended machine stays", slog.Any("err", err))
 		}
