@@ -38,7 +38,8 @@ type Cluster struct {
 	hyper    kvm.Hypervisor // of VMs in general
 	standIn  kvm.Hypervisor // of the fleet, when hyper is real
 	disks    disk.Store
-	schema   *schema.Checker   // nil: unchecked
+	schema   *schema.Checker // nil: unchecked
+	broken   *schemaLog
 	guest    *guestimage.Image // what real VMs boot; nil without
 	why      string
 	pool     *storagePool
@@ -64,7 +65,7 @@ func New(cfg Config) (*Cluster, error) {
 		accounts: newAccounts(cfg.Version, cfg.TicketLife),
 		workers:  newWorkers(), faults: &faults{},
 		stats:    &requestStats{counts: map[string]int{}},
-		machines: newMachines(), ha: &haState{},
+		machines: newMachines(), ha: &haState{}, broken: &schemaLog{},
 	}
 	c.routes = c.routeTable()
 	var names, views []string
@@ -76,6 +77,9 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views)
 	c.pool = newStoragePool(c)
+	if err := c.loadSchema(); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 

@@ -92,10 +92,7 @@ func (c *Cluster) dispatch(ctx context.Context, rq *request) (any, error) {
 	if rq.route == nil {
 		c.stats.count("501 " + rq.method + " " + rq.path)
 		c.schemaMiss(rq)
-		return nil, &apiError{
-			status:  http.StatusNotImplemented,
-			message: fmt.Sprintf("Method '%s %s' not implemented", rq.method, rq.path),
-		}
+		return nil, c.notImplemented(rq)
 	}
 	c.stats.count(rq.method + " " + rq.route.tmpl)
 	for name, v := range rq.vars {
@@ -115,6 +112,13 @@ func (c *Cluster) dispatch(ctx context.Context, rq *request) (any, error) {
 		return nil, err
 	}
 	return rq.route.run(ctx, rq)
+}
+
+func (c *Cluster) notImplemented(rq *request) error {
+	return &apiError{
+		status:  http.StatusNotImplemented,
+		message: fmt.Sprintf("Method '%s %s' not implemented", rq.method, rq.path),
+	}
 }
 
 // proxy finds the node that carries the call out. PVE sends it on to that
