@@ -22,25 +22,25 @@ const (
 )
 
 var (
-	// ErrBusy: somebody else holds the monitor (EAGAIN on connect, or no
+	// ErrBusy means that somebody else holds the monitor (EAGAIN on connect, or no
 	// greeting in time), or, from a Gate, this process does.
 	ErrBusy = wire.ErrBusy
-	// ErrGone: there is no QEMU behind the socket any more: no socket, nobody
+	// ErrGone means that there is no QEMU behind the socket any more: no socket, nobody
 	// listening, or the connection was closed. The VM was stopped or migrated
 	// away; look its owner up again.
 	ErrGone = wire.ErrGone
-	// ErrClosed: the session was closed, or an earlier command of it failed.
+	// ErrClosed means that the session was closed, or an earlier command of it failed.
 	ErrClosed = wire.ErrClosed
-	// ErrTimeout: no answer within Options.Command or Options.Hold. The
+	// ErrTimeout means that there was no answer within Options.Command or Options.Hold. The
 	// command may still be carried out: re-read the state, do not repeat
 	// blindly. It is context.DeadlineExceeded, too.
 	ErrTimeout = wire.ErrTimeout
-	// ErrProtocol: what came back is no QMP.
+	// ErrProtocol means that what came back is no QMP.
 	ErrProtocol = wire.ErrProtocol
-	// ErrForbidden: a command that only Proxmox VE itself may send. Nothing
+	// ErrForbidden refuses a command that only Proxmox VE itself may send. Nothing
 	// was sent.
 	ErrForbidden = errors.New("command is reserved for Proxmox VE")
-	// ErrTooSoon: a background session with this VM was asked for within
+	// ErrTooSoon means that a background session with this VM was asked for within
 	// GateConfig.Interval of the one before.
 	ErrTooSoon = errors.New("too soon after the last session")
 )

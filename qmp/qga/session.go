@@ -26,7 +26,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/qmp/internal/wire"
 )
 
-// ErrSilent: no guest agent answered guest-sync-delimited in time. It is
+// ErrSilent means that no guest agent answered guest-sync-delimited in time. It is
 // context.DeadlineExceeded, too.
 var ErrSilent error = silentError{}
 

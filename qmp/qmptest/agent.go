@@ -143,7 +143,7 @@ func (a *agent) reply(raw json.RawMessage, bad bool) {
 		result, err = a.execute(r)
 	}
 	if result == nil && err == nil {
-		return // guest-shutdown has no reply
+		return // guest-shutdown has none
 	}
 	line, fault := json.Marshal(reply(r.id, result, asRefusal(r.command, err)))
 	if fault != nil {
@@ -193,7 +193,7 @@ func (a *agent) execute(r request) (any, error) {
 		return []object{}, nil
 	case "guest-shutdown":
 		a.q.powerOff()
-		return nil, nil //nolint:nilnil // guest-shutdown has no reply
+		return nil, nil
 	}
 	return nil, refuse(r.command, qmp.ClassCommandNotFound, "The command %s has not been found", r.command)
 }

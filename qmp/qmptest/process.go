@@ -32,7 +32,7 @@ type Process struct {
 func StartProcess(cfg ProcessConfig) (*Process, error) {
 	pidFile := filepath.Join(cfg.Dir, strconv.Itoa(cfg.VMID)+".pid")
 	args := append([]string{"-c", "read x", "kvm", "-id", strconv.Itoa(cfg.VMID), "-pidfile", pidFile}, cfg.Args...)
-	cmd := exec.Command("/bin/sh", args...) //nolint:noctx // it outlives any call
+	cmd := exec.Command("/bin/sh", args...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start process of %d: %w", cfg.VMID, err)

@@ -16,9 +16,9 @@ var (
 	ErrBusy   = errors.New("monitor is in use by another client")
 	ErrGone   = errors.New("nobody answers there any more")
 	ErrClosed = errors.New("session is closed")
-	// ErrTooLong: one message exceeds MaxMessage.
+	// ErrTooLong means that one message exceeds MaxMessage.
 	ErrTooLong = errors.New("message is too long")
-	// ErrProtocol: bytes that are no message of this protocol.
+	// ErrProtocol means bytes that are no message of this protocol.
 	ErrProtocol = errors.New("not a message of this protocol")
 	// ErrTimeout is a deadline of ours, not of the caller's context. It also
 	// is context.DeadlineExceeded for errors.Is.
