@@ -140,6 +140,41 @@ func TestAbsentQuorumGap(t *testing.T) {
 	})
 }
 
+// Quorum that is lost while Absent looks around counts as well.
+func TestAbsentQuorumLost(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	w := c.watcher(func(cfg *WatchConfig) { cfg.ReadTimeout = time.Minute })
+	if err := w.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.gaps.since = time.Now().Add(-time.Minute)
+	quorate, err := os.ReadFile(c.path(".members"))
+	c.check(err)
+	c.quorate = false
+	c.sync()
+	lost, err := os.ReadFile(c.path(".members"))
+	c.check(err)
+	c.hang(".members")
+	done := make(chan error, 1)
+	before := readCount(w)
+	go func() {
+		absent, err := w.Absent(t.Context(), 100)
+		if absent {
+			t.Error("absent, without quorum")
+		}
+		done <- err
+	}()
+	for i, content := range [][]byte{quorate, lost} {
+		// .version and .members, then the nodes' directories and .members again.
+		eventually(t, "the reading of .members", func() bool { return readCount(w) == before+uint64(2*(i+1)) })
+		c.check(os.WriteFile(c.path(".members"), content, 0o600))
+	}
+	if err := <-done; !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("got %v, want ErrNoQuorum", err)
+	}
+}
+
 func TestAbsentContext(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

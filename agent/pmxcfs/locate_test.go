@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,24 +158,31 @@ func TestLocateCoalesced(t *testing.T) {
 	release := c.hang(confName(TypeQEMU, "pve1", 100))
 	before := readCount(w)
 	var wg sync.WaitGroup
-	var entered sync.WaitGroup
 	for range 20 {
-		entered.Add(1)
 		wg.Go(func() {
-			entered.Done()
 			if vm, err := w.Locate(t.Context(), 100); err != nil || vm.ID != 100 {
 				t.Errorf("got %+v, %v", vm, err)
 			}
 		})
 	}
-	entered.Wait()
-	eventually(t, "the open is under way", func() bool { return w.reads.any() != nil })
-	// A call that comes late finds the proof; one that came in time shares the open.
+	eventually(t, "all calls wait", func() bool { return waiting("[select", "TestLocateCoalesced.func", "fetch[") == 20 })
 	release("name: a\n")
 	wg.Wait()
 	if got := readCount(w) - before; got != 1 {
 		t.Errorf("20 calls made %d opens, want 1", got)
 	}
+}
+
+// waiting counts the goroutines that have all these words in their stacks.
+func waiting(words ...string) int {
+	buf := make([]byte, 1<<20)
+	n := 0
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(stack, word) }) {
+			n++
+		}
+	}
+	return n
 }
 
 func BenchmarkLocate(b *testing.B) {

@@ -246,6 +246,7 @@ func TestWatcherRestart(t *testing.T) {
 		for id, name := range map[int]string{100: "x", 101: "b"} {
 			c.write(confName(TypeQEMU, "pve1", id), "name: "+name+"\n")
 		}
+		c.write("storage.cfg", "nfs: new\n")
 		c.restart()
 		for c.guests[100].Version != old.VMs[100].key.version { // map order decides
 			c.restart()
@@ -257,6 +258,9 @@ func TestWatcherRestart(t *testing.T) {
 		}
 		if wd.VMs[101].Conf != old.VMs[101].Conf {
 			t.Error("an unchanged config should be shared with the old World")
+		}
+		if _, ok := wd.Storages.Get("new"); !ok {
+			t.Error("same counter, other start: storage.cfg was not read")
 		}
 	})
 }
@@ -418,6 +422,35 @@ func TestWatcherVanishingConf(t *testing.T) {
 			t.Errorf("arrived: got %+v, %v", wd.VMs[101], wd.Unread)
 		}
 	})
+}
+
+// A VM that moves between the reading of .vmlist and that of its config is looked for once more in the same reading.
+func TestWatcherMovingConf(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	for id := 100; id <= 100+parallel; id++ {
+		c.put("pve1", id, "name: a\n")
+	}
+	last := 100 + parallel
+	var releases []func(string)
+	for id := 100; id < last; id++ {
+		releases = append(releases, c.hang(confName(TypeQEMU, "pve1", id)))
+	}
+	w := c.watcher(func(cfg *WatchConfig) { cfg.ReadTimeout = time.Minute })
+	done := make(chan error, 1)
+	go func() { done <- w.Refresh(t.Context()) }()
+	eventually(t, "the configs before the last are being read", func() bool { return readCount(w) == 3+parallel })
+	c.move(last, "pve2")
+	for _, release := range releases {
+		release("name: a\n")
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wd := world(t, w)
+	if wd.VMs[last] == nil || wd.VMs[last].Node != "pve2" || len(wd.Unread) != 0 {
+		t.Errorf("got %+v, %v", wd.VMs[last], wd.Unread)
+	}
 }
 
 // Refresh sees what was there before it was called, and calls share a reading.
