@@ -59,7 +59,7 @@ func parse(args []string) (*options, error) {
 	f.IntVar(&o.cfg.CPUs, "cpus", 16, "CPUs of each node")
 	f.StringVar(&o.memory, "memory", "64G", "memory of each node")
 	f.StringVar(&o.cfg.Version, "pve-version", "", "7.4, 8.4 or 9.1; default: of the schema, else 9.1")
-	f.StringVar(&o.cfg.SchemaFile, "schema", os.Getenv("PVE_API_SCHEMA"), "PVE's call schema to check requests against (PVE_API_SCHEMA)")
+	f.StringVar(&o.cfg.SchemaFile, "schema", "", "PVE's call schema to check requests against; default $PVE_API_SCHEMA, \"none\" for no check")
 	f.StringArrayVar(&o.tokens, "token", nil, "another API token: ID=SECRET[=PATH:PRIV,PRIV[;PATH:...]]; all privileges without a list")
 	f.DurationVar(&o.cfg.AuthDelay, "auth-delay", 0, "time before a 401; default 3s, negative for none")
 	f.BoolVar(&o.debug, "debug", false, "log what happens")

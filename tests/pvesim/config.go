@@ -3,6 +3,7 @@ package pvesim
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -51,7 +52,7 @@ type Config struct {
 	TLS       bool          // agents' gRPC with certificates instead of plain text
 
 	Version    string // "7.4", "8.4" or "9.1"; default: of SchemaFile, else 9.1
-	SchemaFile string // api/<version>.json of PVE's call schema; "" = unchecked
+	SchemaFile string // api/<version>.json of PVE's call schema; default $PVE_API_SCHEMA, "none" = unchecked
 
 	TaskDelay   time.Duration            // between a task's start and its work
 	TaskDelays  map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
@@ -96,16 +97,31 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Version == "" {
-		c.Version = "9.1"
-		if m := schemaName.FindStringSubmatch(filepath.Base(c.SchemaFile)); m != nil {
-			c.Version = m[1]
-		}
-	}
+	c.chooseSchema()
 	if !strings.HasPrefix(c.Version, "7.") && !strings.HasPrefix(c.Version, "8.") && !strings.HasPrefix(c.Version, "9.") {
 		return c, fmt.Errorf("pvesim: version %q: want 7.x, 8.x or 9.x", c.Version)
 	}
 	return c, nil
+}
+
+// chooseSchema settles schema and version: each may stand for the other.
+func (c *Config) chooseSchema() {
+	if env := os.Getenv("PVE_API_SCHEMA"); c.SchemaFile == "" && env != "" {
+		c.SchemaFile = env
+		if c.Version != "" {
+			c.SchemaFile = filepath.Join(filepath.Dir(env), c.Version+".json")
+			if _, err := os.Stat(c.SchemaFile); err != nil {
+				c.SchemaFile = ""
+			}
+		}
+	}
+	if c.SchemaFile == "none" {
+		c.SchemaFile = ""
+	}
+	if m := schemaName.FindStringSubmatch(filepath.Base(c.SchemaFile)); m != nil {
+		def(&c.Version, m[1])
+	}
+	def(&c.Version, "9.1")
 }
 
 func def[T comparable](v *T, d T) {
