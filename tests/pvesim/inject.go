@@ -13,6 +13,8 @@ import (
 type faults struct {
 	mu   sync.Mutex // guards list
 	list []*fault
+
+	hooks requestHooks
 }
 
 type fault struct {
@@ -132,6 +134,46 @@ func (c *Cluster) HoldTasks(kind string) (release func()) {
 		}
 		close(ch)
 	})
+}
+
+// HoldTasksOn is HoldTasks for the tasks of one node.
+func (c *Cluster) HoldTasksOn(node, kind string) (release func()) {
+	return c.HoldTasks(node + "/" + kind)
+}
+
+// requestHooks are called around each request.
+type requestHooks struct {
+	mu            sync.Mutex // guards before and after
+	before, after []RequestHook
+}
+
+// RequestHook sees a request to the API of a node. It may hold it up, and may read the body if it puts it back.
+type RequestHook func(node string, r *http.Request)
+
+// BeforeRequest adds a hook that runs before a request is carried out.
+func (c *Cluster) BeforeRequest(hook RequestHook) {
+	c.faults.hooks.mu.Lock()
+	defer c.faults.hooks.mu.Unlock()
+	c.faults.hooks.before = append(c.faults.hooks.before, hook)
+}
+
+// AfterRequest adds a hook that runs when a request is carried out and not answered yet.
+func (c *Cluster) AfterRequest(hook RequestHook) {
+	c.faults.hooks.mu.Lock()
+	defer c.faults.hooks.mu.Unlock()
+	c.faults.hooks.after = append(c.faults.hooks.after, hook)
+}
+
+func (h *requestHooks) run(node string, r *http.Request, after bool) {
+	h.mu.Lock()
+	hooks := h.before
+	if after {
+		hooks = h.after
+	}
+	h.mu.Unlock()
+	for _, hook := range hooks {
+		hook(node, r)
+	}
 }
 
 // BeforeTask adds a hook that runs in the worker before a task's work.

@@ -100,7 +100,10 @@ func (f *front) serve(w http.ResponseWriter, r *http.Request) {
 		answerFault(w, fault)
 		return
 	}
-	data, err := c.handle(r.Context(), f.node, r)
+	c.faults.hooks.run(f.node.Name, r, false)
+	// PVE carries out what it was asked whether or not the client is still there.
+	data, err := c.handle(c.ctx, f.node, r)
+	c.faults.hooks.run(f.node.Name, r, true)
 	if fault := c.faults.take(r, false); fault != nil {
 		answerFault(w, fault)
 		return

@@ -176,8 +176,10 @@ func (c *Cluster) slowPoint(ctx context.Context, t *Task) error {
 		delay = c.cfg.TaskDelay
 	}
 	c.pause(ctx, delay)
-	if err := c.workers.gate(ctx, t.Type()); err != nil {
-		return err
+	for _, gate := range []string{t.Type(), t.Node() + "/" + t.Type()} {
+		if err := c.workers.gate(ctx, gate); err != nil {
+			return err
+		}
 	}
 	return c.workers.injected(t)
 }
