@@ -105,22 +105,28 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 
 // announce says what was chosen and where things are.
 func announce(out io.Writer, c *pvesim.Cluster, o *options) {
-	fmt.Fprintf(out, "virtual machines: %s\n", c.Hypervisor())
+	lines := []string{"virtual machines: " + c.Hypervisor()}
 	if why := c.Why(); why != "" {
-		fmt.Fprintf(out, "  not real ones: %s\n", strings.ReplaceAll(why, "\n", "\n  "))
+		lines = append(lines, "  not real ones: "+strings.ReplaceAll(why, "\n", "\n  "))
 	}
-	fmt.Fprintf(out, "/etc/pve: %s\nschema: %s\n", c.PMXCFS(), c.Schema())
+	lines = append(lines, "/etc/pve: "+c.PMXCFS(), "schema: "+c.Schema())
 	for _, n := range c.Nodes() {
-		fmt.Fprintf(out, "%s: api %s  daemon %s  agent %s\n", n.Name, n.API(), n.Daemon(), n.AgentYAML)
+		lines = append(lines, fmt.Sprintf("%s: api %s  daemon %s  agent %s", n.Name, n.API(), n.Daemon(), n.AgentYAML))
 	}
-	fmt.Fprintf(out, "ready: %s\n", filepath.Join(o.cfg.Dir, "env"))
+	lines = append(lines, "ready: "+filepath.Join(o.cfg.Dir, "env"))
+	say(out, lines...)
+}
+
+// say prints; a reader that went away is no reason to stop.
+func say(out io.Writer, lines ...string) {
+	_, _ = fmt.Fprintln(out, strings.Join(lines, "\n"))
 }
 
 // report prints what requests broke the schema.
 func report(out io.Writer, c *pvesim.Cluster) error {
 	bad := c.SchemaErrors()
 	for _, e := range bad {
-		fmt.Fprintln(out, "schema:", e)
+		say(out, "schema: "+e)
 	}
 	if len(bad) > 0 {
 		return fmt.Errorf("%d requests did not fit the schema", len(bad))

@@ -240,7 +240,7 @@ func (c *Cluster) runClone(ctx context.Context, job *cloneJob, t *Task) error {
 		}
 	}
 	if err := c.tree.removeConf(job.node.Name, job.dst); err != nil {
-		c.log.Warn("remove config of a failed clone", "vmid", job.dst, "err", err)
+		c.log.WarnContext(ctx, "remove config of a failed clone", "vmid", job.dst, "err", err)
 	}
 	return fmt.Errorf("clone failed: %w", err)
 }

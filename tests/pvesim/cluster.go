@@ -103,9 +103,9 @@ func (c *Cluster) Start(ctx context.Context) error {
 		}
 	}
 	c.wg.Go(func() {
-		c.tree.watch(c.ctx, c.cfg.Scan, func(err error) { c.log.Warn("scan of the tree", "err", err) })
+		c.tree.watch(c.ctx, c.cfg.Scan, func(err error) { c.log.WarnContext(c.ctx, "scan of the tree", "err", err) })
 	})
-	c.log.Info("simulated cluster is up", "dir", c.cfg.Dir, "vms", c.hyper.Name(), "pve", c.cfg.Version, "schema", c.Schema())
+	c.log.InfoContext(ctx, "simulated cluster is up", "dir", c.cfg.Dir, "vms", c.hyper.Name(), "pve", c.cfg.Version, "schema", c.Schema())
 	if err := os.WriteFile(filepath.Join(c.cfg.Dir, "ready"), nil, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("pvesim: %w", err), c.Close())
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/qmp/qmptest"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/kvm"
@@ -230,4 +231,25 @@ func ParseSize(s string) (int64, error) {
 		return 0, fmt.Errorf("pvesim: %w", err)
 	}
 	return n, nil
+}
+
+// Sessions is what a VM's QMP socket has seen of others than PVE itself.
+type Sessions struct {
+	Count       int // that sent something
+	LongestHold time.Duration
+}
+
+// QMP returns the QMP sessions of each running stand-in since it was started.
+// LongestHold is of all clients, PVE's own short look at the greeting included.
+func (c *Cluster) QMP() map[int]Sessions {
+	out := map[int]Sessions{}
+	for _, m := range c.machines.list() {
+		p, ok := m.proc.(*kvm.FakeProcess)
+		if !ok || !m.alive() {
+			continue
+		}
+		s := p.QEMU().Stats()
+		out[m.vmid] = Sessions{Count: s.Sessions, LongestHold: s.LongestHold}
+	}
+	return out
 }

@@ -22,7 +22,7 @@ func (c *Cluster) chooseHypervisor(ctx context.Context) error {
 		if c.cfg.QEMU == Real {
 			return err
 		}
-		c.log.Info("virtual machines are stand-ins", "because", err)
+		c.log.InfoContext(ctx, "virtual machines are stand-ins", "because", err)
 		c.why = err.Error()
 	}
 	c.hyper, c.disks = fake, cacheDisks(disk.Plain{})

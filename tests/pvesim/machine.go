@@ -27,13 +27,6 @@ type machine struct {
 	paused  bool
 	cleaned bool // qm cleanup was here
 	reboot  bool // start it again after it stopped
-	own     int  // sessions of PVE itself on VMID.qmp
-}
-
-func (m *machine) ownSession() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.own++
 }
 
 // alive says whether the process is there; pidfile and /proc say the same.

@@ -19,8 +19,10 @@ var optionPrivileges = []struct {
 	{regexp.MustCompile(`^freeze$`), []string{"VM.PowerMgmt"}},
 	{regexp.MustCompile(`^(boot|bootdisk|vmstatestorage|unused\d+)$`), []string{"VM.Config.Disk"}},
 	{regexp.MustCompile(`^net\d+$`), []string{"VM.Config.Network"}},
-	{regexp.MustCompile(`^(cicustom|cipassword|citype|ciuser|ciupgrade|nameserver|searchdomain|sshkeys|ipconfig\d+)$`),
-		[]string{"VM.Config.Cloudinit", "VM.Config.Network"}},
+	{
+		regexp.MustCompile(`^(cicustom|cipassword|citype|ciuser|ciupgrade|nameserver|searchdomain|sshkeys|ipconfig\d+)$`),
+		[]string{"VM.Config.Cloudinit", "VM.Config.Network"},
+	},
 }
 
 // mayChange wants the privilege that each option needs.

@@ -165,7 +165,8 @@ func (c *Cluster) plugDrive(n *Node, conf *vmconf.Conf, key, v string, force boo
 	if v != "" && had && vmconf.ParseDrive(key, old).File == vmconf.ParseDrive(key, v).File {
 		return true
 	}
-	if !conf.Main.Hotplug()["disk"] || !(strings.HasPrefix(key, "scsi") || strings.HasPrefix(key, "virtio")) {
+	pluggable := strings.HasPrefix(key, "scsi") || strings.HasPrefix(key, "virtio")
+	if !pluggable || !conf.Main.Hotplug()["disk"] {
 		return had && v != "" && vmconf.ParseDrive(key, v).CDROM()
 	}
 	if had {

@@ -45,7 +45,6 @@ func (c *Cluster) qmpAnswers(ctx context.Context, m *machine) bool {
 		return false
 	}
 	defer func() { _ = conn.Close() }()
-	m.ownSession()
 	line, err := bufio.NewReader(conn).ReadBytes('\n')
 	return err == nil && bytes.Contains(line, []byte(`"QMP"`))
 }

@@ -101,8 +101,9 @@ func (f *front) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.faults.hooks.run(f.node.Name, r, false)
-	// PVE carries out what it was asked whether or not the client is still there.
-	data, err := c.handle(c.ctx, f.node, r)
+	ctx, cancel := c.untilClose(r.Context())
+	defer cancel()
+	data, err := c.handle(ctx, f.node, r)
 	c.faults.hooks.run(f.node.Name, r, true)
 	if fault := c.faults.take(r, false); fault != nil {
 		answerFault(w, fault)
@@ -113,6 +114,17 @@ func (f *front) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, data, conn.served >= requestsPerConnection)
+}
+
+// untilClose is a context that ends with the cluster, not with the client:
+// PVE carries out what it was asked whether or not the client is still there.
+func (c *Cluster) untilClose(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(c.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // page is an answer with a "total" beside the data.

@@ -147,7 +147,7 @@ func (c *Cluster) fork(node, kind, id string, by principal, w work) string {
 func (c *Cluster) runTask(ctx context.Context, t *Task, w work) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.log.Error("task panicked", "upid", t.UPID, "panic", p)
+			c.log.ErrorContext(ctx, "task panicked", "upid", t.UPID, "panic", p)
 			err = fmt.Errorf("internal error: %v", p)
 		}
 		var injected *injectedError
