@@ -206,6 +206,9 @@ func TestEveryCallSendsWhatItSays(t *testing.T) {
 		if a := r.Header.Get("Authorization"); a != "PVEAPIToken="+testToken+"="+testSecret {
 			t.Errorf("authorization %q", a)
 		}
+		if r.Header.Get("Accept-Encoding") != "" {
+			t.Errorf("PVE is asked to compress: %v", r.Header)
+		}
 		if r.Method == http.MethodGet || r.Method == http.MethodDelete {
 			if r.ContentLength > 0 {
 				t.Errorf("%s %s has a body: PVE answers 501", r.Method, r.URL)

@@ -2,6 +2,7 @@ package pve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -35,11 +36,13 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.tlsConfig()
-	if err != nil {
-		return nil, err
+	var tlsConfig *tls.Config
+	if u.Scheme == "https" {
+		if tlsConfig, err = cfg.tlsConfig(); err != nil {
+			return nil, err
+		}
 	}
-	if u.Scheme == "https" && cfg.InsecureSkipVerify {
+	if tlsConfig != nil && cfg.InsecureSkipVerify {
 		cfg.Log.Warn("the certificate of the PVE API is not verified: whoever answers there gets our credentials", "endpoint", cfg.Endpoint)
 	}
 	return &Client{

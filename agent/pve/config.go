@@ -35,7 +35,7 @@ type Config struct {
 	Username    string // "user@realm", for a ticket
 	Password    string
 
-	CAFile             string // PEM bundle to trust instead of the system's, as /etc/pve/pve-root-ca.pem
+	CAFile             string // PEM bundle to trust instead of the system's, as /etc/pve/pve-root-ca.pem; read by New, for https
 	CAPEM              []byte // the same, from memory; both are trusted when both are given
 	ServerName         string // name expected in the server's certificate instead of the endpoint's host
 	InsecureSkipVerify bool   // do not verify the certificate; logged as a warning

@@ -93,8 +93,8 @@ var ErrClosed = errors.New("client is closed")
 // connection broke or the time ran out after the request was sent, or a task ended without saying how. Look at the
 // state before trying again.
 func Uncertain(err error) bool {
-	if wait, ok := errors.AsType[*WaitError](err); ok {
-		return wait != nil
+	if _, ok := errors.AsType[*WaitError](err); ok {
+		return true
 	}
 	if task, ok := errors.AsType[*TaskError](err); ok {
 		return endUnknown(task.ExitStatus)

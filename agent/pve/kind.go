@@ -23,7 +23,7 @@ const (
 	KindPermission     Kind = "permission"      // see PermissionDetail
 	KindAuth           Kind = "auth"            // PVE does not accept our token or password
 	KindTLS            Kind = "tls"             // the server's certificate is not the one we trust
-	KindExists         Kind = "exists"          // a VM or a snapshot of that id or name exists
+	KindExists         Kind = "exists"          // a VM, a snapshot or a volume of that id or name exists
 	KindAlreadyRunning Kind = "already-running" // the VM runs, and should not for this
 	KindNotRunning     Kind = "not-running"     // the VM does not run, and should for this
 	KindGuestTimeout   Kind = "guest-timeout"   // the guest did not shut down in the time given
@@ -73,7 +73,7 @@ var texts = []pattern{
 	{KindNoNode, re(`^hostname lookup '[^']*' failed|no such cluster node '|^proxy not allowed`)}, // every call
 	{KindLocked, re(`VM is locked( \(|$)`)},                                                       // PUT config, clone
 	{KindExists, re(`config file already exists|(VM|CT) \d+ already exists on node '`)},           // clone, create
-	{KindExists, re(`snapshot name '[^']*' already used`)},                                        // snapshot
+	{KindExists, re(`snapshot name '[^']*' already used|disk image '[^']*' already exists`)},      // snapshot
 	{KindTemplateInUse, re(`base volume '[^']*' is still in use by linked clone`)},                // delete
 	{KindProtected, re(`protection mode enabled`)},                                                // PVE::AbstractConfig
 	{KindNoLinkedClone, re(`Linked clone feature is not supported for '`)},                        // clone
@@ -85,11 +85,11 @@ var texts = []pattern{
 	{KindNoAgent, re(`QEMU guest agent is not running|No QEMU guest agent configured`)},           // agent
 	{KindNoStorage, re(`storage '[^']*' (does not exist|is not available on node|is disabled)`)},
 	{KindNoSpace, re(`(?i)no space left on device|(not enough|insufficient) free space|out of space|disk quota exceeded`)},
-	{KindNoSnapshot, re(`snapshot '[^']*' does not exist`)},                                               // delete a snapshot
-	{KindNoVolume, re(`volume '?[^ ']+'? does not exist|[dD]isk '[^']*' (for VM '\d+' )?does not exist`)}, // PUT config, resize
-	{KindNoBridge, re(`bridge '[^']*' does not exist`)},                                                   // start
-	{KindTooManyCPUs, re(`MAX \d+ vcpus allowed per VM on this node`)},                                    // start
-	{KindDigest, re(`checksum mismatch \(file change|detected modified configuration`)},                   // PUT config
+	{KindNoSnapshot, re(`snapshot '[^']*' does not exist`)},                                                                             // delete a snapshot
+	{KindNoVolume, re(`volume '?[^ ']+'? does not exist|[dD]isk '[^']*' (for VM '\d+' )?does not exist|Failed to find logical volume`)}, // PUT config, resize
+	{KindNoBridge, re(`bridge '[^']*' does not exist`)},                                                                                 // start
+	{KindTooManyCPUs, re(`MAX \d+ vcpus allowed per VM on this node`)},                                                                  // start
+	{KindDigest, re(`checksum mismatch \(file change|detected modified configuration`)},                                                 // PUT config
 	{KindNoTask, re(`^no such task`)},
 	{KindParameter, re(`shrinking disks is not supported|^parameter '[^']*' not allowed|can't move to the same storage`)}, // resize, clone, move_disk
 	{KindParameter, re(`data too large`)},                                                                                 // PVE::APIServer: 64 KiB of form

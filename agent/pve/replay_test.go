@@ -16,7 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -93,13 +95,13 @@ func writeRaw(w http.ResponseWriter, status int, reason, body string) {
 	if err != nil {
 		panic(err)
 	}
-	defer conn.Close()
-	fmt.Fprintf(buf, "HTTP/1.1 %d %s\r\nServer: pve-api-daemon/3.0\r\nConnection: close\r\n", status, reason)
+	head := fmt.Sprintf("HTTP/1.1 %d %s\r\nServer: pve-api-daemon/3.0\r\nConnection: close\r\n", status, reason)
 	if body != "" {
-		fmt.Fprintf(buf, "Content-Type: application/json;charset=UTF-8\r\nContent-Length: %d\r\n", len(body))
+		head += fmt.Sprintf("Content-Type: application/json;charset=UTF-8\r\nContent-Length: %d\r\n", len(body))
 	}
-	fmt.Fprintf(buf, "\r\n%s", body)
+	_, _ = buf.WriteString(head + "\r\n" + body)
 	_ = buf.Flush()
+	_ = conn.Close()
 }
 
 // answer writes a recorded answer.
@@ -212,7 +214,12 @@ func (pipeAddr) String() string  { return "pipe" }
 func serveBubble(t testing.TB, h http.HandlerFunc, with ...func(*Config)) (c *Client, stop func()) {
 	t.Helper()
 	p := newPipes()
-	srv := &http.Server{Handler: h}
+	var handlers atomic.Int32
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handlers.Add(1)
+		defer handlers.Add(-1)
+		h(w, r)
+	})}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = srv.Serve(p) }()
 	cfg := Config{Endpoint: "http://127.0.0.1:85", TokenID: testToken, TokenSecret: testSecret, Dial: p.dial}
@@ -227,6 +234,10 @@ func serveBubble(t testing.TB, h http.HandlerFunc, with ...func(*Config)) (c *Cl
 		c.Close()
 		_ = srv.Close()
 		<-served
+		// Close waits for no handler, and those of some tests take their (the bubble's) time.
+		for synctest.Wait(); handlers.Load() > 0; synctest.Wait() {
+			time.Sleep(time.Second)
+		}
 	}
 }
 
@@ -245,7 +256,7 @@ func rawServer(t testing.TB, each func(n int, conn net.Conn, r *bufio.Reader)) (
 				return
 			}
 			running.Go(func() {
-				defer conn.Close()
+				defer func() { _ = conn.Close() }()
 				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 				each(n, conn, bufio.NewReader(conn))
 			})
@@ -263,6 +274,11 @@ func readRequest(r *bufio.Reader) *http.Request {
 	}
 	_, _ = io.Copy(io.Discard, req.Body)
 	return req
+}
+
+// writeLast answers and says that the connection ends.
+func writeLast(w io.Writer, status, body string) {
+	_, _ = io.WriteString(w, "HTTP/1.1 "+status+"\r\nConnection: close\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n\r\n"+body)
 }
 
 func writeOK(w io.Writer, body string) {

@@ -92,7 +92,8 @@ func (c *Client) Clone(ctx context.Context, node string, vmid int, p CloneParams
 
 // SetConfig changes a VM's config and waits for it; with a running VM PVE hot-plugs what it can and leaves the rest
 // pending, without a word. The values are those of PUT /nodes/{node}/qemu/{vmid}/config, `digest` and `delete`
-// among them; see EncodeSSHKeys for `sshkeys`.
+// among them; see EncodeSSHKeys for `sshkeys`. Through pveproxy (:8006) a change that takes more than 30 s fails with
+// status 596 and goes on: see Uncertain.
 func (c *Client) SetConfig(ctx context.Context, node string, vmid int, values url.Values) error {
 	return c.Call(ctx, http.MethodPut, vmPath(node, vmid, "/config"), values, nil)
 }
