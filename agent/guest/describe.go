@@ -1,0 +1,165 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+)
+
+// Description is what clients see of a VM. It is immutable: as long as nothing visible changes, every Describe of a
+// VM returns the same pointer, so that callers can keep what they derive from it.
+type Description struct {
+	On         bool
+	IPs        []string // stable order; no loopback, no link-local
+	ConsoleURL string   // opens PVE's noVNC console of this VM
+	Raw        string   // a JSON object of strings; none of them changes from poll to poll
+}
+
+// creating describes a VM that is being made and that PVE does not know yet.
+var creating = &Description{Raw: `{"status":"creating"}`}
+
+// view is the last description of a VM, with what it was made from.
+type view struct {
+	described atomic.Int64 // when it was last asked for, Unix nanoseconds
+	latest    atomic.Pointer[seen]
+}
+
+type seen struct {
+	conf       *pmxcfs.Conf
+	generation uint64
+	desc       *Description
+}
+
+// IsAbsent reports whether err is the finding that a VM does not exist, without any doubt.
+func IsAbsent(err error) bool { return errors.Is(err, errAbsent) }
+
+// Describe returns what is known of a VM of this node. IsAbsent holds for its error only if the VM certainly does
+// not exist.
+func (g *Guests) Describe(ctx context.Context, id record.ID) (*Description, error) {
+	vm, err := g.findHere(ctx, id)
+	switch {
+	case errors.Is(err, errBeingMade):
+		return creating, nil
+	case err != nil:
+		if IsAbsent(err) {
+			g.dropView(id.VMID)
+		}
+		return nil, err
+	}
+	st, err := g.state(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	v := g.viewOf(vm.ID)
+	v.described.Store(time.Now().UnixNano())
+	if s := v.latest.Load(); s != nil && s.conf == vm.Conf && s.generation == st.Generation {
+		return s.desc, nil
+	}
+	s := &seen{conf: vm.Conf, generation: st.Generation, desc: g.describe(vm, st)}
+	v.latest.Store(s)
+	return s.desc, nil
+}
+
+func (g *Guests) viewOf(vmid int) *view {
+	g.mu.RLock()
+	v := g.views[vmid]
+	g.mu.RUnlock()
+	if v != nil {
+		return v
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if v = g.views[vmid]; v == nil {
+		v = &view{}
+		g.views[vmid] = v
+	}
+	return v
+}
+
+func (g *Guests) dropView(vmid int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.views, vmid)
+}
+
+// lastDescribed returns when a VM was last described by anybody.
+func (g *Guests) lastDescribed(vmid int) (time.Time, bool) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	v := g.views[vmid]
+	if v == nil {
+		return time.Time{}, false
+	}
+	return time.Unix(0, v.described.Load()), true
+}
+
+func (g *Guests) describe(vm *pmxcfs.VM, st status.State) *Description {
+	raw, err := json.Marshal(rawFields(vm, st)) // a map of strings always encodes, in the order of its keys
+	if err != nil {
+		raw = []byte("{}")
+	}
+	return &Description{On: st.Power == status.On, IPs: st.IPs, ConsoleURL: g.consoleURL(vm), Raw: string(raw)}
+}
+
+// rawFields are the details a client may show. Counters and times are left out: each change is a write to etcd.
+func rawFields(vm *pmxcfs.VM, st status.State) map[string]string {
+	maximum, vcpus := vm.Conf.CPUs()
+	fields := map[string]string{
+		"vmid": strconv.Itoa(vm.ID), "node": vm.Node, "name": vm.Conf.Name(), "status": runText(st),
+		"cpus": strconv.Itoa(vcpus), "cpus_max": strconv.Itoa(maximum), "memory_mib": strconv.FormatInt(vm.Conf.MemoryMiB(), 10),
+	}
+	for k, v := range map[string]string{
+		"lock": vm.Conf.Lock(), "os": st.OS, "hostname": st.HostName, "tags": strings.Join(vm.Conf.Tags(), ","),
+		"pending": pendingText(vm.Conf),
+	} {
+		if v != "" {
+			fields[k] = v
+		}
+	}
+	return fields
+}
+
+func runText(st status.State) string {
+	switch {
+	case !st.Running:
+		return "stopped"
+	case st.Runstate == "":
+		return "running"
+	}
+	return st.Runstate
+}
+
+// pendingText names the config keys that wait for the VM's next start.
+func pendingText(conf *pmxcfs.Conf) string {
+	p := conf.Pending()
+	keys := p.Keys()
+	for _, k := range p.Deleted() {
+		keys = append(keys, "-"+k)
+	}
+	return strings.Join(keys, ",")
+}
+
+// consoleURL opens the same noVNC window as the Console button of PVE's GUI; the user logs in there.
+func (g *Guests) consoleURL(vm *pmxcfs.VM) string {
+	base := g.cfg.ConsoleURL
+	if base == "" {
+		host := vm.Node
+		if world, err := g.cfg.Watcher.World(); err == nil && world.Members.Nodes[vm.Node].IP != "" {
+			host = world.Members.Nodes[vm.Node].IP
+		}
+		base = "https://" + net.JoinHostPort(host, "8006")
+	}
+	q := url.Values{"console": {"kvm"}, "novnc": {"1"}, "vmid": {strconv.Itoa(vm.ID)}, "vmname": {vm.Conf.Name()}, "node": {vm.Node}}
+	return fmt.Sprintf("%s/?%s", strings.TrimSuffix(base, "/"), q.Encode())
+}

@@ -1,0 +1,193 @@
+// Package guest gives the operations on the VMs of this node their meaning: what a VM's status is, and how it is
+// created, started, stopped and deleted so that each of these ends well or leaves nothing behind.
+//
+// Truth is asked where it lives: who owns a VM and what its config says in /etc/pve (pmxcfs), whether it runs at its
+// process (status), who made it in its record (record). Changes go through the PVE API (pve); those that take time
+// are operations in the journal (ops).
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/pve"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+)
+
+// Config configures Guests. All rooms are given; nothing is started.
+type Config struct {
+	Node    string
+	Tree    *pmxcfs.Tree
+	Watcher *pmxcfs.Watcher
+	Status  *status.Tracker
+	PVE     *pve.Client
+	Records *record.Store
+	IDs     *record.IDs
+	Ops     *ops.Engine
+	Log     *slog.Logger
+
+	// CPUs returns the host CPUs of a node, 0 when unknown.
+	CPUs func(node string) int
+
+	VMIDs           record.Range
+	DeleteForeign   bool          // Delete VMs that have no record of ours
+	ConsoleURL      string        // base of PVE's GUI; "": https://<address of the node>:8006
+	SnippetsStorage string        // where cloud-init snippets go; "": the first that can hold them
+	TaskTimeout     time.Duration // how long an operation may try before it is undone
+}
+
+// Guests are the VMs of this node.
+type Guests struct {
+	cfg     Config
+	log     *slog.Logger
+	volumes *volumeSizes
+
+	mu    sync.RWMutex  // guards views
+	views map[int]*view // by VMID
+}
+
+// New returns the guests of a node and names their handlers to the engine.
+func New(cfg Config) *Guests {
+	g := &Guests{cfg: cfg, log: cfg.Log, views: map[int]*view{}}
+	g.volumes = &volumeSizes{seen: map[string]storageContent{}, ask: func(ctx context.Context, storage string) ([]pve.Volume, error) {
+		return cfg.PVE.Content(ctx, cfg.Node, storage, pve.ContentQuery{Content: "images"})
+	}}
+	cfg.Ops.Handle(ops.Create, g.create)
+	cfg.Ops.Handle(ops.Delete, g.remove)
+	cfg.Ops.Handle(ops.Power, g.power)
+	return g
+}
+
+// errAbsent is the finding that a VM does not exist anywhere in the cluster, without doubt.
+var errAbsent = errors.New("does not exist in this cluster")
+
+// errBeingMade is the finding that an operation of this node is making the VM, and PVE has no config file of it yet.
+var errBeingMade = errors.New("is being created")
+
+// find returns the VM that id means. It fails with errAbsent (NotFound) only when the VM certainly does not exist;
+// with Precondition for a container, for another VM that has the number now, and when the world cannot be read.
+func (g *Guests) find(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
+	vm, err := g.cfg.Watcher.Locate(ctx, id.VMID)
+	if errors.Is(err, pmxcfs.ErrNotFound) {
+		return nil, g.judgeAbsence(ctx, id)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Precondition, "%s: cannot be looked up: %w", vmText(id.VMID), err)
+	}
+	if vm.Type != pmxcfs.TypeQEMU {
+		return nil, fault.New(fault.Precondition, "id %s: %d is a container on node %s, not a VM", id, id.VMID, vm.Node)
+	}
+	if !g.same(id, vm) {
+		return nil, fault.New(fault.Precondition, "id %s: VM %d is another machine now (SMBIOS uuid %s, name %q); nothing was done",
+			id, id.VMID, vm.Conf.SMBIOSUUID(), vm.Conf.Name())
+	}
+	return vm, nil
+}
+
+// findHere is find for changes, which only the node that owns the VM makes.
+func (g *Guests) findHere(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
+	vm, err := g.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if vm.Node != g.cfg.Node {
+		return nil, fault.New(fault.Precondition, "VM %s is on node %s, this agent is on %s: ask the agent there", id, vm.Node, g.cfg.Node)
+	}
+	return vm, nil
+}
+
+func (g *Guests) judgeAbsence(ctx context.Context, id record.ID) error {
+	if g.beingMade(id) {
+		return fault.New(fault.Aborted, "%s: %w", vmText(id.VMID), errBeingMade)
+	}
+	absent, err := g.cfg.Watcher.Absent(ctx, id.VMID)
+	switch {
+	case err != nil:
+		return fault.New(fault.Precondition, "%s: not found, but whether it exists cannot be decided now: %w", vmText(id.VMID), err)
+	case !absent:
+		return fault.New(fault.Aborted, "%s: moved while it was looked up, ask again", vmText(id.VMID))
+	}
+	return fault.New(fault.NotFound, "VM %s: %w", id, errAbsent)
+}
+
+// same reports whether vm is the machine that id was handed out for. A plain number means whatever VM has it. A VM
+// that we are making has the uuid of its id only at the end; until then its running operation vouches for it.
+func (g *Guests) same(id record.ID, vm *pmxcfs.VM) bool {
+	return id.UUID8 == "" || record.NewID(vm.ID, vm.Conf.SMBIOSUUID()) == id || g.beingMade(id)
+}
+
+func (g *Guests) beingMade(id record.ID) bool {
+	return g.making(id) != nil
+}
+
+// making returns the running create operation of the VM with this id, or nil.
+func (g *Guests) making(id record.ID) *ops.Handle {
+	for _, op := range g.cfg.Ops.Active() {
+		if op.Kind == ops.Create && means(id, op.Subject) {
+			return g.cfg.Ops.Find(op.Key)
+		}
+	}
+	return nil
+}
+
+// means reports whether id stands for the VM that an operation is about. A plain number stands for any.
+func means(id record.ID, s ops.Subject) bool {
+	other, err := record.ParseID(s.ID)
+	return err == nil && other.VMID == id.VMID && (id.UUID8 == "" || other.UUID8 == id.UUID8)
+}
+
+// mayStart refuses a change that cannot be made now because of this endpoint, not because of the VM: once an operation
+// is begun it waits for PVE to come back, and a wish that waited for hours is nobody's wish any more. Most changes are
+// written to /etc/pve, which needs quorum; stopping a VM does not.
+func (g *Guests) mayStart(ctx context.Context, act string, needQuorum bool) error {
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", act, err)
+	}
+	if needQuorum && !world.Quorate {
+		return fault.New(fault.Precondition, "%s: node %s has no quorum, nothing can be changed", act, g.cfg.Node)
+	}
+	if _, trouble := g.cfg.PVE.Health(); trouble == nil {
+		return nil
+	}
+	if _, err := g.cfg.PVE.Version(ctx); err != nil { // what the last call met may be over
+		return explain(act, err)
+	}
+	return nil
+}
+
+// ParseID is record.ParseID with a failure that says it is the request that is wrong.
+func ParseID(s string) (record.ID, error) {
+	id, err := record.ParseID(s)
+	if err != nil {
+		return record.ID{}, fault.New(fault.Invalid, "%w", err)
+	}
+	return id, nil
+}
+
+// Task returns the reference under which clients poll an operation.
+func (g *Guests) Task(op ops.Op) string {
+	subject := op.Subject.ID
+	if subject == "" {
+		subject = op.Subject.Name
+	}
+	return ops.Ref{Kind: op.Kind, Node: g.cfg.Node, Subject: subject, Op: op.ID}.String()
+}
+
+// budget returns the context in which an operation may try: until its time is over, but at least a minute from now,
+// so that one resumed late gets its chance.
+func budget(ctx context.Context, op ops.Op, limit time.Duration) (context.Context, context.CancelFunc) {
+	end := op.Created.Add(limit)
+	if soon := time.Now().Add(time.Minute); end.Before(soon) {
+		end = soon
+	}
+	return context.WithDeadlineCause(ctx, end, fmt.Errorf("not done within %s", limit))
+}

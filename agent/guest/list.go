@@ -1,0 +1,124 @@
+package guest
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/pve"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+)
+
+// Listing is one VM as ListVMs shows it.
+type Listing struct {
+	ID        string
+	Name      string
+	On        bool
+	IPs       []string
+	VCPUs     int
+	MemoryMiB int64
+	Disks     []Disk // the boot disk first; no CDs, no cloud-init drive
+	NICs      []pmxcfs.NIC
+	Raw       map[string]string
+}
+
+// Disk is one disk of a listed VM.
+type Disk struct {
+	Key    string // scsi0
+	Volume string // local:100/vm-100-disk-0.qcow2
+	Bytes  int64
+	Format string // raw, qcow2, ...
+}
+
+// List returns the VMs of this node, without templates and containers, by rising VMID. It reads what is watched
+// already; PVE is asked only for sizes that the configs do not tell, once per storage and minute.
+func (g *Guests) List(ctx context.Context) ([]Listing, error) {
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		return nil, fault.New(fault.Precondition, "list VMs: %w", err)
+	}
+	var all []Listing
+	for _, vm := range world.Local() {
+		if vm.Type != pmxcfs.TypeQEMU || vm.Conf == nil || vm.Conf.Template() {
+			continue
+		}
+		l, err := g.listing(ctx, world, vm)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func (g *Guests) listing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs.VM) (Listing, error) {
+	st, err := g.cfg.Status.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock(), Agent: vm.Conf.AgentEnabled()})
+	if err != nil {
+		return Listing{}, fault.New(fault.Precondition, "list VMs: state of VM %d: %w", vm.ID, err)
+	}
+	_, vcpus := vm.Conf.CPUs()
+	l := Listing{
+		ID: record.NewID(vm.ID, vm.Conf.SMBIOSUUID()).String(), Name: vm.Conf.Name(), On: st.Power == status.On, IPs: st.IPs,
+		VCPUs: vcpus, MemoryMiB: vm.Conf.MemoryMiB(), NICs: vm.Conf.NICs(), Raw: rawFields(vm, st),
+	}
+	boot, _ := vm.Conf.BootDisk()
+	for _, d := range vm.Conf.Drives() {
+		if !d.Disk() {
+			continue
+		}
+		disk := g.disk(ctx, world, d)
+		if d.Key == boot.Key {
+			l.Disks = append([]Disk{disk}, l.Disks...)
+		} else {
+			l.Disks = append(l.Disks, disk)
+		}
+	}
+	return l, nil
+}
+
+func (g *Guests) disk(ctx context.Context, world *pmxcfs.World, d pmxcfs.Drive) Disk {
+	disk := Disk{Key: d.Key, Volume: d.Volume, Bytes: d.Size, Format: d.Format}
+	if s, ok := world.Storages.Get(d.Storage); ok && disk.Format == "" {
+		disk.Format = s.Format(d.Volume)
+	}
+	if disk.Bytes == 0 && d.Storage != "" {
+		disk.Bytes = g.volumes.size(ctx, d.Storage, d.Volume)
+	}
+	return disk
+}
+
+// volumeSizes remembers what the storages of this node say of their volumes.
+type volumeSizes struct {
+	ask func(ctx context.Context, storage string) ([]pve.Volume, error)
+
+	mu   sync.Mutex // guards seen; held while a storage is asked, so that each is asked once
+	seen map[string]storageContent
+}
+
+type storageContent struct {
+	at    time.Time
+	sizes map[string]int64 // by volume
+}
+
+const sizesKept = time.Minute
+
+// size returns the size of a volume in bytes, 0 when the storage does not tell.
+func (v *volumeSizes) size(ctx context.Context, storage, volume string) int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	c, ok := v.seen[storage]
+	if !ok || time.Since(c.at) > sizesKept {
+		c = storageContent{at: time.Now(), sizes: map[string]int64{}}
+		// A storage that cannot be asked now leaves sizes unknown; it is asked again in a minute, not for each volume.
+		if vols, err := v.ask(ctx, storage); err == nil {
+			for _, vol := range vols {
+				c.sizes[vol.VolID] = int64(vol.Size)
+			}
+		}
+		v.seen[storage] = c
+	}
+	return c.sizes[volume]
+}

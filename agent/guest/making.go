@@ -1,0 +1,422 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/pve"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+)
+
+// The steps of a create operation, in their order.
+const (
+	stepClaim     = "claim"     // a number, a uuid and the record that holds the name
+	stepReclaim   = "reclaim"   // remove what a dead claim of the same name left
+	stepSnippets  = "snippets"  // cloud-init data as files PVE can read
+	stepClone     = "clone"     // PVE copies the source
+	stepConfigure = "configure" // our uuid, size and cloud-init data
+	stepGrow      = "grow"      // the root disk
+	stepReady     = "ready"     // read back, and say so in the record
+	stepUndo      = "undo"      // after a failure: remove everything again
+)
+
+// making is one life of a create operation.
+type making struct {
+	*Guests
+	run   *ops.Run
+	order order
+	memo  makingMemo
+	claim *record.Claim
+}
+
+// makingMemo is what a create operation has decided and must remember across a crash.
+type makingMemo struct {
+	Record   record.Record  // our claim: number, uuid, node
+	Stale    *record.Record `json:",omitempty"` // the dead claim whose name we took over
+	CICustom string         `json:",omitempty"`
+	Failure  *ops.Failure   `json:",omitempty"` // set: everything is to be undone
+}
+
+// create is the handler of create operations.
+func (g *Guests) create(ctx context.Context, r *ops.Run) error {
+	m := &making{Guests: g, run: r}
+	if err := errors.Join(r.Params(&m.order), r.Recall(&m.memo)); err != nil {
+		return err
+	}
+	if m.memo.Record.Generation > 0 {
+		m.claim = g.cfg.Records.Hold(m.memo.Record)
+	}
+	if m.memo.Failure == nil {
+		err := m.make(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		m.memo.Failure = &ops.Failure{Reason: fault.Of(err), Message: err.Error()}
+		if err := m.note(); err != nil {
+			return err
+		}
+	}
+	return m.fail(ctx)
+}
+
+func (m *making) make(ctx context.Context) error {
+	ctx, cancel := budget(ctx, m.run.Op(), m.cfg.TaskTimeout)
+	defer cancel()
+	for _, s := range []struct {
+		name string
+		do   func(context.Context, *ops.StepRun) error
+	}{
+		{stepClaim, m.take},
+		{stepReclaim, m.reclaim},
+		{stepSnippets, m.writeSnippets},
+		{stepClone, m.clone},
+		{stepConfigure, m.configure},
+		{stepGrow, m.grow},
+		{stepReady, m.ready},
+	} {
+		if s.name != stepClaim {
+			// Another agent that took us for dead has the name now: whatever we do next would make a second VM.
+			if err := m.claim.Check(); err != nil {
+				return fault.New(fault.Aborted, "create %s: %w", m.order.Name, err)
+			}
+		}
+		if err := m.run.Step(ctx, s.name, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *making) note() error {
+	return m.run.Note(m.memo, ops.Subject{
+		Owner: m.order.Owner, Name: m.order.Name, ID: record.NewID(m.memo.Record.VMID, m.memo.Record.UUID).String(),
+	})
+}
+
+func (m *making) vmid() int { return m.memo.Record.VMID }
+
+func (m *making) act(what string) string {
+	return fmt.Sprintf("create %s: %s", m.order.Name, what)
+}
+
+// take chooses the id and takes the record. The choice is journaled first, so that a record found with this
+// operation's id is ours.
+func (m *making) take(ctx context.Context, _ *ops.StepRun) error {
+	if m.memo.Record.VMID == 0 {
+		if err := m.choose(ctx); err != nil {
+			return err
+		}
+	}
+	claim, err := m.cfg.Records.Take(m.memo.Record)
+	var taken *record.ExistsError
+	if errors.As(err, &taken) {
+		claim, err = m.takeOver(ctx, taken.Record)
+	}
+	if err != nil {
+		return refineClaim(m.act("take the name"), err)
+	}
+	m.claim, m.memo.Record = claim, claim.Record()
+	if err := m.note(); err != nil {
+		return err
+	}
+	if err := m.cfg.Watcher.Refresh(ctx); err != nil {
+		return fault.New(fault.Precondition, "%s: %w", m.act("look for VMs of that name"), err)
+	}
+	return m.nameIsFree(ctx, m.order.Name, m.vmid())
+}
+
+func refineClaim(act string, err error) error {
+	if _, explained := errors.AsType[*fault.Error](err); explained {
+		return err
+	}
+	if _, unfinished := errors.AsType[*record.IncompleteError](err); unfinished {
+		return fault.New(fault.Aborted, "%s: %w", act, err) // another request is taking it this moment
+	}
+	return fault.New(fault.Precondition, "%s: %w", act, err)
+}
+
+func (m *making) choose(ctx context.Context) error {
+	world, err := m.cfg.Watcher.World()
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", m.act("choose a VMID"), err)
+	}
+	vmid, err := m.cfg.IDs.Allocate(ctx, m.cfg.VMIDs, world.Has)
+	if _, full := errors.AsType[*record.RangeError](err); full {
+		return fault.New(fault.Exhausted, "%s: %w", m.act("choose a VMID"), err)
+	}
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", m.act("choose a VMID"), err)
+	}
+	m.memo.Record = record.Record{
+		Owner: m.order.Owner, Name: m.order.Name, VMID: vmid, UUID: uuid.NewString(), Node: m.cfg.Node, Op: m.run.ID(),
+		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: time.Now().UTC(),
+	}
+	return m.note()
+}
+
+// takeOver deals with a record that stands in our way: ours from an earlier life, dead, or alive.
+func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim, error) {
+	if old.Op == m.run.ID() {
+		return m.cfg.Records.Hold(old), nil
+	}
+	dead, err := m.dead(ctx, old)
+	if err != nil {
+		return nil, err
+	}
+	if !dead {
+		return nil, fault.New(fault.Exists, "%s: VM %d", m.act("another request has made it"), old.VMID)
+	}
+	if old.State == record.Creating {
+		m.memo.Stale = &old
+		if err := m.note(); err != nil {
+			return nil, err
+		}
+	}
+	return m.cfg.Records.TakeOver(old, m.memo.Record)
+}
+
+// reclaim removes the half-made VM of a dead claim whose operation no journal knows any more.
+func (m *making) reclaim(ctx context.Context, _ *ops.StepRun) error {
+	if m.memo.Stale == nil {
+		return nil
+	}
+	conf, err := m.confHere(m.memo.Stale.VMID)
+	if err != nil || conf == nil {
+		return err
+	}
+	if !halfMade(m.memo.Stale, conf) {
+		return nil
+	}
+	return m.destroy(ctx, m.memo.Stale.VMID, conf)
+}
+
+// confHere reads the config of a VM on this node; nil when there is none here.
+func (g *Guests) confHere(vmid int) (*pmxcfs.Conf, error) {
+	conf, err := g.cfg.Tree.Conf(g.cfg.Node, vmid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.New(fault.Precondition, "read the config of VM %d: %w", vmid, err)
+	}
+	return conf, nil
+}
+
+func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
+	began := m.stepBegan(stepClone)
+	err := m.runTask(ctx, s,
+		func(ctx context.Context) (pve.UPID, bool, error) { return m.findClone(ctx, began) },
+		func(ctx context.Context) (pve.UPID, error) {
+			return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
+				NewID: m.vmid(), Name: m.order.Name, Full: true, Storage: m.order.Storage,
+			})
+		})
+	if pve.KindOf(err) == pve.KindExists {
+		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
+	}
+	if err != nil {
+		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
+	}
+	return nil
+}
+
+func (m *making) stepBegan(name string) time.Time {
+	op := m.run.Op()
+	for _, s := range op.Steps {
+		if s.Name == name {
+			return s.Began
+		}
+	}
+	return op.Created
+}
+
+// clockSlack covers the difference between our clock and the second in which PVE says a task began.
+const clockSlack = 5 * time.Second
+
+// findClone looks for the task of a clone whose answer we did not get. A clone's task carries the number of its
+// source; the new number stands in the first line of its log.
+func (m *making) findClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
+	tasks, err := m.cfg.PVE.Tasks(ctx, m.cfg.Node, pve.TaskQuery{
+		VMID: m.order.Source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,
+	})
+	if err != nil {
+		return "", false, err
+	}
+	want := fmt.Sprintf("with ID %d", m.vmid())
+	for _, t := range tasks {
+		log, err := m.cfg.PVE.TaskLog(ctx, t.UPID)
+		if err != nil {
+			return "", false, err
+		}
+		if len(log) > 0 && strings.HasSuffix(log[0], want) {
+			return t.UPID, true, nil
+		}
+	}
+	return "", false, nil
+}
+
+func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
+	params := url.Values{"smbios1": {withUUID(m.order.SMBIOS, m.memo.Record.UUID)}}
+	for k, v := range m.order.Hardware {
+		params.Set(k, v)
+	}
+	if m.memo.CICustom != "" {
+		params.Set("cicustom", m.memo.CICustom)
+	}
+	if m.order.CloudInitKey != "" {
+		if conf, err := m.confHere(m.vmid()); err != nil {
+			return err
+		} else if conf != nil {
+			if _, there := conf.Get(m.order.CloudInitKey); !there {
+				params.Set(m.order.CloudInitKey, m.order.CloudInitStore+":cloudinit")
+			}
+		}
+	}
+	err := ops.Retry(ctx, passing, func(ctx context.Context) error {
+		return m.cfg.PVE.SetConfig(ctx, m.cfg.Node, m.vmid(), params)
+	})
+	if err != nil {
+		return explain(m.act(fmt.Sprintf("configure VM %d", m.vmid())), err)
+	}
+	return nil
+}
+
+func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
+	g := m.order.Grow
+	if g.Disk == "" {
+		return nil
+	}
+	if s.Again {
+		conf, err := m.confHere(m.vmid())
+		if err != nil {
+			return err
+		}
+		if conf != nil {
+			if boot, ok := conf.BootDisk(); ok && boot.Size >= int64(g.GiB)<<30 {
+				return nil
+			}
+		}
+	}
+	err := m.runTask(ctx, s, nil, func(ctx context.Context) (pve.UPID, error) {
+		return m.cfg.PVE.Resize(ctx, m.cfg.Node, m.vmid(), g.Disk, fmt.Sprintf("%dG", g.GiB))
+	})
+	if err != nil {
+		return explain(m.act(fmt.Sprintf("grow %s of VM %d to %d GiB", g.Disk, m.vmid(), g.GiB)), err)
+	}
+	return nil
+}
+
+// ready reads the VM back from /etc/pve and declares it made: only what is there counts, not what PVE answered.
+func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
+	conf, err := m.confHere(m.vmid())
+	switch {
+	case err != nil:
+		return err
+	case conf == nil:
+		return fault.New(fault.Aborted, "%s: VM %d is no longer on node %s", m.act("read back"), m.vmid(), m.cfg.Node)
+	case conf.SMBIOSUUID() != m.memo.Record.UUID:
+		return fault.New(fault.Aborted, "%s: VM %d has SMBIOS uuid %s, expected %s", m.act("read back"), m.vmid(), conf.SMBIOSUUID(), m.memo.Record.UUID)
+	case conf.Lock() != "":
+		return fault.New(fault.Aborted, "%s: VM %d is locked (%s)", m.act("read back"), m.vmid(), conf.Lock())
+	}
+	err = m.claim.Update(func(r *record.Record) {
+		r.State, r.Volumes, r.Snippets = record.Ready, volumes(conf), m.snippetVolumes()
+	})
+	if err != nil {
+		return fault.New(fault.Aborted, "%s: %w", m.act("write its record"), err)
+	}
+	if err := m.cfg.Watcher.Refresh(ctx); err != nil {
+		m.log.WarnContext(ctx, "VM created, but /etc/pve could not be read again at once", "vm", m.vmid(), "err", err)
+	}
+	return nil
+}
+
+// volumes returns the volumes that a config uses, without installation media.
+func volumes(conf *pmxcfs.Conf) []string {
+	var vols []string
+	for _, d := range append(conf.Drives(), conf.Unused()...) {
+		if d.Storage != "" && (!d.CDROM || d.CloudInit) {
+			vols = append(vols, d.Volume)
+		}
+	}
+	return vols
+}
+
+// fail removes everything the operation has made and returns why it failed.
+func (m *making) fail(ctx context.Context) error {
+	failure := fault.New(m.memo.Failure.Reason, "%s", m.memo.Failure.Message)
+	if m.claim == nil {
+		return failure // nothing was ever made
+	}
+	left := m.run.Step(ctx, stepUndo, m.undo)
+	switch {
+	case left == nil:
+		return failure
+	case ctx.Err() != nil:
+		return left
+	}
+	return fault.New(failure.Reason, "%s; and what was made could not be removed again: %w", failure.Msg, left)
+}
+
+func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
+	conf, err := m.leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	if conf != nil {
+		if err := m.destroy(ctx, m.vmid(), conf); err != nil {
+			return err
+		}
+	}
+	m.removeSnippets(ctx, m.snippetVolumes())
+	if err := m.claim.Release(); err != nil && !errors.Is(err, record.ErrLost) {
+		return fault.New(fault.Precondition, "%s: %w", m.act("give its record back"), err)
+	}
+	return nil
+}
+
+// leftovers returns the config of what our clone has made, nil when there is nothing. It waits for a clone that is
+// still under way: PVE removes what a failed one has made.
+func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
+	op := m.run.Op()
+	var clone *ops.Step
+	for i := range op.Steps {
+		if op.Steps[i].Name == stepClone {
+			clone = &op.Steps[i]
+		}
+	}
+	if clone == nil {
+		return nil, nil
+	}
+	upid := pve.UPID(clone.UPID)
+	err := ops.Retry(ctx, passing, func(ctx context.Context) (err error) {
+		if upid == "" {
+			if upid, _, err = m.findClone(ctx, clone.Began); err != nil || upid == "" {
+				return err
+			}
+		}
+		return m.cfg.PVE.Wait(ctx, upid)
+	})
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	conf, rerr := m.confHere(m.vmid())
+	if rerr != nil || conf == nil {
+		return nil, rerr
+	}
+	ours := conf.SMBIOSUUID() == m.memo.Record.UUID || upid != "" && pve.KindOf(err) != pve.KindExists
+	if !ours {
+		return nil, nil
+	}
+	return conf, nil
+}

@@ -1,0 +1,184 @@
+package guest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+)
+
+// PVE hands user-data to a guest byte for byte only from a file: `cicustom` names volumes of content type snippets,
+// which no API call can write. The agent sits on the node and writes them itself. A file's name is a hash of its
+// content, so that writing it twice is no change, and a file never changes under a VM.
+
+// snippetFile returns the volume name of content on a storage, "<storage>:snippets/<file>".
+func snippetFile(storage string, content []byte) string {
+	sum := sha256.Sum256(content)
+	return fmt.Sprintf("%s:snippets/pve-rigaud-%s.yaml", storage, hex.EncodeToString(sum[:16]))
+}
+
+// orderCloudInit decides where the wish's user and meta data go.
+func (g *Guests) orderCloudInit(o *order, source *pmxcfs.Conf) error {
+	if len(o.UserData) == 0 && len(o.MetaData) == 0 {
+		return nil
+	}
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		return fault.New(fault.Precondition, "user_data: look for a snippets storage: %w", err)
+	}
+	s, err := g.snippetStorage(world)
+	if err != nil {
+		return err
+	}
+	o.Snippets = s.ID
+	o.CICustom, _ = source.Get("cicustom")
+	o.CloudInitKey, o.CloudInitStore, err = planCloudInit(source)
+	return err
+}
+
+func (g *Guests) snippetStorage(world *pmxcfs.World) (pmxcfs.Storage, error) {
+	for _, s := range world.Storages {
+		if (g.cfg.SnippetsStorage == "" || s.ID == g.cfg.SnippetsStorage) && s.OnNode(g.cfg.Node) && s.Has("snippets") {
+			return s, nil
+		}
+	}
+	if g.cfg.SnippetsStorage != "" {
+		return pmxcfs.Storage{}, fault.New(fault.Precondition, "user_data: storage %q (snippets-storage) does not exist on node %s or lacks content type snippets", g.cfg.SnippetsStorage, g.cfg.Node)
+	}
+	return pmxcfs.Storage{}, fault.New(fault.Precondition, "user_data: no storage of node %s holds snippets, and PVE takes user-data from nowhere else; "+
+		"add the content type to one: pvesm set local --content <its present types>,snippets", g.cfg.Node)
+}
+
+// parts returns the cloud-init parts of an order as cicustom names them, with their content.
+func (o order) parts() map[string][]byte {
+	parts := map[string][]byte{}
+	if len(o.UserData) > 0 {
+		parts["user"] = o.UserData
+	}
+	if len(o.MetaData) > 0 {
+		parts["meta"] = o.MetaData
+	}
+	return parts
+}
+
+func (m *making) snippetVolumes() []string {
+	var vols []string
+	for _, content := range m.order.parts() {
+		vols = append(vols, snippetFile(m.order.Snippets, content))
+	}
+	return vols
+}
+
+func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
+	parts := m.order.parts()
+	if len(parts) == 0 {
+		return nil
+	}
+	world, err := m.cfg.Watcher.World()
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", m.act("write cloud-init snippets"), err)
+	}
+	named := map[string]string{}
+	for part, content := range parts {
+		named[part] = snippetFile(m.order.Snippets, content)
+	}
+	// Noted first: from here on nobody removes these files as unneeded.
+	m.memo.CICustom = cicustom(m.order.CICustom, named)
+	if err := m.note(); err != nil {
+		return err
+	}
+	for part, volume := range named {
+		if err := writeSnippet(world, volume, parts[part]); err != nil {
+			return fault.New(fault.Precondition, "%s: %w", m.act("write cloud-init snippet "+volume), err)
+		}
+	}
+	return nil
+}
+
+// writeSnippet puts content where volume names it: complete or not at all, readable by root alone.
+func writeSnippet(world *pmxcfs.World, volume string, content []byte) error {
+	path, err := snippetPath(world, volume)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".pve-rigaud-*")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(content)
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+func snippetPath(world *pmxcfs.World, volume string) (string, error) {
+	storage, file, ok := strings.Cut(volume, ":snippets/")
+	if !ok {
+		return "", fmt.Errorf("%q is no snippet volume", volume)
+	}
+	s, ok := world.Storages.Get(storage)
+	if !ok {
+		return "", fmt.Errorf("storage %q does not exist", storage)
+	}
+	return s.SnippetPath(file)
+}
+
+// removeSnippets deletes snippets of a VM that is gone, unless some VM's config still names them (a clone made in
+// PVE's GUI keeps its source's) or another VM of ours is about to. A file that stays is harmless, so troubles are only logged.
+func (g *Guests) removeSnippets(ctx context.Context, vols []string) {
+	if len(vols) == 0 {
+		return
+	}
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		g.log.WarnContext(ctx, "cloud-init snippets kept: /etc/pve cannot be read", "volumes", vols, "err", err)
+		return
+	}
+	for _, volume := range vols {
+		if g.snippetNeeded(world, volume) {
+			continue
+		}
+		path, err := snippetPath(world, volume)
+		if err == nil {
+			err = os.Remove(path)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			g.log.WarnContext(ctx, "cloud-init snippet kept", "volume", volume, "err", err)
+		}
+	}
+}
+
+func (g *Guests) snippetNeeded(world *pmxcfs.World, volume string) bool {
+	for _, vm := range world.VMs {
+		if vm.Conf != nil && strings.Contains(string(vm.Conf.Bytes()), volume) {
+			return true
+		}
+	}
+	return g.snippetOrdered(volume)
+}
+
+// snippetOrdered reports whether a running create operation will name the volume in a config.
+func (g *Guests) snippetOrdered(volume string) bool {
+	for _, op := range g.cfg.Ops.Active() {
+		if op.Kind == ops.Create && strings.Contains(string(op.Memo), volume) && !strings.Contains(string(op.Memo), `"Failure"`) {
+			return true
+		}
+	}
+	return false
+}

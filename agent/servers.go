@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	grpchealth "google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/health"
+	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
+	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
+	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+)
+
+// drainTime is how long requests under way may go on after a stop was asked for. What they wait for goes on without
+// them: a repeat of the request joins it.
+const drainTime = 10 * time.Second
+
+// grpcServer serves provider.v1.Provider and grpc.health.v1.Health.
+type grpcServer struct {
+	listener net.Listener
+	server   *grpc.Server
+	health   *grpchealth.Server
+	log      *slog.Logger
+	ready    chan struct{}
+}
+
+func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+	s := &grpcServer{listener: l, health: grpchealth.NewServer(), log: log, ready: make(chan struct{})}
+	options := []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), s.recoverPanics),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	}
+	if holder != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(withALPN(holder.ServerConfig()))))
+	}
+	s.server = grpc.NewServer(options...)
+	providerpb.RegisterProviderServer(s.server, p)
+	grpc_health_v1.RegisterHealthServer(s.server, s.health)
+	reg.Initialize(s.server)
+	return s
+}
+
+// withALPN offers HTTP/2, without which gRPC clients refuse a TLS server.
+func withALPN(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{"h2"}
+	return c
+}
+
+func (s *grpcServer) String() string         { return "gRPC server" }
+func (s *grpcServer) Ready() <-chan struct{} { return s.ready }
+
+// Run serves until ctx ends, then lets requests under way end for drainTime.
+func (s *grpcServer) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.server.Serve(s.listener) }()
+	s.health.SetServingStatus(providerpb.Provider_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
+	close(s.ready)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.health.Shutdown() // NOT_SERVING: balancers and watching clients go elsewhere
+	timer := time.AfterFunc(drainTime, s.server.Stop)
+	defer timer.Stop()
+	s.server.GracefulStop()
+	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+	}
+	return nil
+}
+
+// recoverPanics makes a panic of a handler that request's failure instead of the agent's.
+func (s *grpcServer) recoverPanics(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.ErrorContext(ctx, "request panicked", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			err = status.Errorf(codes.Internal, "%s: panic: %v", info.FullMethod, p)
+		}
+	}()
+	return handler(ctx, req)
+}
+
+// httpServer serves /healthz (the process lives), /readyz (it can serve requests now) and /metrics.
+type httpServer struct {
+	listener net.Listener
+	server   *http.Server
+	ready    chan struct{}
+}
+
+func newHTTPServer(l net.Listener, reg *metrics.Registry, monitor *health.Monitor, agentReady <-chan struct{}, log *slog.Logger) *httpServer {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		trouble := monitor.Trouble()
+		select {
+		case <-agentReady:
+		default:
+			trouble = "starting"
+		}
+		if trouble != "" {
+			answer(w, http.StatusServiceUnavailable, trouble)
+			return
+		}
+		answer(w, http.StatusOK, "ok")
+	})
+	mux.Handle("GET /metrics", reg.Handler(log))
+	return &httpServer{
+		listener: l, ready: make(chan struct{}),
+		server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)},
+	}
+}
+
+func answer(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	// The only error is that the client has gone.
+	_, _ = fmt.Fprintln(w, text)
+}
+
+func (s *httpServer) String() string         { return "metrics server" }
+func (s *httpServer) Ready() <-chan struct{} { return s.ready }
+
+// Run serves until ctx ends.
+func (s *httpServer) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.server.Serve(s.listener) }()
+	close(s.ready)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := s.server.Shutdown(stop); err != nil {
+		err = s.server.Close()
+		<-failed
+		return err
+	}
+	<-failed
+	return nil
+}

@@ -1,0 +1,107 @@
+// Command pve-rigaud is the agent that makes a Proxmox VE node serve VirtRigaud's provider.v1.Provider.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"github.com/pve-rigaud/pve-rigaud/agent"
+	"github.com/pve-rigaud/pve-rigaud/agent/config"
+)
+
+// Exit codes, as sysexits.h has them where it has them.
+const (
+	exitOK     = 0
+	exitFailed = 1  // the agent ended because something broke; systemd starts it again
+	exitUsage  = 64 // a wrong command line
+	exitConfig = 78 // a wrong configuration: starting again would not help
+)
+
+const usage = `pve-rigaud makes a Proxmox VE node serve VirtRigaud's provider.v1.Provider.
+
+Usage:
+  pve-rigaud agent [flags]   run this node's agent (pve-rigaud agent --help lists the flags)
+  pve-rigaud version         print the version
+  pve-rigaud help            print this
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := run(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	command := "help"
+	if len(args) > 0 {
+		command, args = args[0], args[1:]
+	}
+	switch command {
+	case "agent":
+		return runAgent(ctx, args, env, stdout, stderr)
+	case "version", "--version":
+		say(stdout, versionText()+"\n")
+		return exitOK
+	case "help", "--help", "-h":
+		say(stdout, usage)
+		return exitOK
+	}
+	say(stderr, fmt.Sprintf("pve-rigaud: no such command %q\n\n%s", command, usage))
+	return exitUsage
+}
+
+func runAgent(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	cfg, err := config.Load(args, env)
+	if errors.Is(err, pflag.ErrHelp) {
+		say(stdout, config.FlagUsages())
+		return exitOK
+	}
+	if err != nil {
+		say(stderr, fmt.Sprintf("pve-rigaud: %v\n", err))
+		return exitConfig
+	}
+	if cfg.PrintConfig {
+		if err := cfg.Dump(stdout); err != nil {
+			say(stderr, fmt.Sprintf("pve-rigaud: print the configuration: %v\n", err))
+			return exitFailed
+		}
+		return exitOK
+	}
+	log := newLog(cfg.Log, stderr)
+	a, err := agent.New(ctx, cfg, log)
+	if err == nil {
+		err = a.Run(ctx)
+	}
+	if err != nil {
+		log.ErrorContext(ctx, "the agent has failed", "err", err)
+		return exitFailed
+	}
+	log.InfoContext(ctx, "stopped")
+	return exitOK
+}
+
+// say writes for a person; one that has gone away cannot be told so.
+func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
+
+// version is set by the linker in builds made with make.
+var version string
+
+func versionText() string {
+	info, ok := debug.ReadBuildInfo()
+	switch {
+	case !ok:
+		return version
+	case version == "":
+		return info.Main.Version + " " + info.GoVersion
+	}
+	return version + " " + info.GoVersion
+}
