@@ -162,7 +162,7 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
 	for _, w := range a.cfg.Warnings {
-		a.log.WarnContext(ctx, w)
+		a.log.WarnContext(ctx, "a setting deserves a look", "setting", w)
 	}
 	// The rooms outlive ctx until the servers have drained.
 	inner, stopRooms := context.WithCancel(context.WithoutCancel(ctx))

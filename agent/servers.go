@@ -149,11 +149,13 @@ func (s *httpServer) Run(ctx context.Context) error {
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := s.server.Shutdown(stop); err != nil {
-		err = s.server.Close()
-		<-failed
-		return err
+	if s.server.Shutdown(stop) != nil { // a client that does not go: end its connection
+		if err := s.server.Close(); err != nil {
+			return fmt.Errorf("close %s: %w", s.listener.Addr(), err)
+		}
 	}
-	<-failed
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+	}
 	return nil
 }

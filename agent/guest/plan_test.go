@@ -29,39 +29,48 @@ func TestPlanHardware(t *testing.T) {
 		want   hardware
 	}{
 		"plain": {
-			spec.Class{CPU: 2, MemoryMiB: 4096}, "", 16,
+			spec.Class{CPU: 2, MemoryMiB: 4096},
+			"", 16,
 			hardware{"sockets": "1", "cores": "2", "vcpus": "2", "memory": "4096", "hotplug": "disk,network,usb"},
 		},
 		"head-room is four times, memory stands on the ladder": {
-			spec.Class{CPU: 2, MemoryMiB: 3000, PerformanceProfile: hot}, "", 16,
+			spec.Class{CPU: 2, MemoryMiB: 3000, PerformanceProfile: hot},
+			"", 16,
 			hardware{"sockets": "1", "cores": "8", "vcpus": "2", "memory": "3072", "numa": "1", "hotplug": "cpu,disk,memory,network,usb"},
 		},
 		"head-room ends at the host's CPUs": {
-			spec.Class{CPU: 6, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}}, "", 8,
+			spec.Class{CPU: 6, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
+			"", 8,
 			hardware{"sockets": "1", "cores": "8", "vcpus": "6", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"head-room ends at 64": {
-			spec.Class{CPU: 20, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}}, "", 256,
+			spec.Class{CPU: 20, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
+			"", 256,
 			hardware{"sockets": "1", "cores": "64", "vcpus": "20", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"more than 64 is granted without head-room": {
-			spec.Class{CPU: 80, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}}, "", 256,
+			spec.Class{CPU: 80, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
+			"", 256,
 			hardware{"sockets": "1", "cores": "80", "vcpus": "80", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"an unknown host does not bound": {
-			spec.Class{CPU: 4, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}}, "", 0,
+			spec.Class{CPU: 4, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
+			"", 0,
 			hardware{"sockets": "1", "cores": "16", "vcpus": "4", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"memory hot-add stays off under 1 GiB": {
-			spec.Class{CPU: 1, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{MemoryHotAddEnabled: true}}, "", 16,
+			spec.Class{CPU: 1, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{MemoryHotAddEnabled: true}},
+			"", 16,
 			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "disk,network,usb"},
 		},
 		"the template's memory hot-plug is taken out, the rest kept": {
-			spec.Class{CPU: 1, MemoryMiB: 512}, "hotplug: memory,cpu,network,cloudinit\nballoon: 1024\n", 16,
+			spec.Class{CPU: 1, MemoryMiB: 512},
+			"hotplug: memory,cpu,network,cloudinit\nballoon: 1024\n", 16,
 			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "cloudinit,cpu,network", "balloon": "512"},
 		},
 		"hot-plug off stays off": {
-			spec.Class{CPU: 1, MemoryMiB: 512}, "hotplug: 0\n", 16,
+			spec.Class{CPU: 1, MemoryMiB: 512},
+			"hotplug: 0\n", 16,
 			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "0"},
 		},
 	} {

@@ -90,7 +90,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.ctx = ctx
 	for _, op := range active {
 		e.cfg.Log.InfoContext(ctx, "operation resumed", "op", op.ID, "kind", op.Kind, "vm", op.Subject.ID, "name", op.Subject.Name)
-		e.lockedLaunch(op)
+		e.lockedLaunch(ctx, op)
 	}
 	e.mu.Unlock()
 	close(e.ready)
@@ -133,7 +133,7 @@ func (e *Engine) Start(ctx context.Context, ask Ask) (h *Handle, joined bool, er
 		return nil, false, fault.New(fault.Unavailable, "%s: %w", ask.Kind, err)
 	}
 	e.cfg.Log.InfoContext(ctx, "operation started", "op", op.ID, "kind", op.Kind, "vm", op.Subject.ID, "name", op.Subject.Name)
-	return &Handle{l: e.lockedLaunch(op)}, false, nil
+	return &Handle{l: e.lockedLaunch(ctx, op)}, false, nil
 }
 
 // Find returns the running operation with the given key, or nil.
@@ -202,13 +202,17 @@ func (e *Engine) write(op Op, ev Event) error {
 	return e.cfg.Journal.write(op, ev)
 }
 
-// lockedLaunch starts the goroutine of an operation; e.mu is held.
-func (e *Engine) lockedLaunch(op Op) *live {
+// lockedLaunch starts the goroutine of an operation; e.mu is held. It keeps the values of ctx, but outlives it: its end
+// is that of the engine.
+func (e *Engine) lockedLaunch(ctx context.Context, op Op) *live {
 	l := &live{op: op, changed: make(chan struct{}), done: make(chan struct{})}
 	e.live[op.ID], e.keys[op.Key] = l, l
-	ctx := e.ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	release := context.AfterFunc(e.ctx, cancel)
 	e.wg.Go(func() {
 		defer close(l.done)
+		defer cancel()
+		defer release()
 		e.work(ctx, l)
 		e.mu.Lock()
 		delete(e.live, op.ID)
