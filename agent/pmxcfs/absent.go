@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -118,20 +117,33 @@ func (w *Watcher) missingFrom(ctx context.Context, vmid int) (time.Time, error) 
 
 // anyConf opens the config of a guest in every node's directory.
 func (t *Tree) anyConf(vmid int) (bool, error) {
-	entries, err := os.ReadDir(t.path("nodes"))
+	nodes, err := t.nodes()
 	if err != nil {
 		return false, err
 	}
-	if len(entries) == 0 {
-		return false, fmt.Errorf("%s: %w", t.root, ErrNotMounted)
-	}
-	for e := range slices.Values(entries) {
+	for _, node := range nodes {
 		for _, typ := range []string{TypeQEMU, TypeLXC} {
-			err := t.prove(typ, e.Name(), vmid)
+			err := t.prove(typ, node, vmid)
 			if err == nil || !missing(err) {
 				return err == nil, err
 			}
 		}
 	}
 	return false, nil
+}
+
+// nodes lists the nodes that have a directory.
+func (t *Tree) nodes() ([]string, error) {
+	dir, err := os.Open(t.path("nodes"))
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.Readdirnames(-1)
+	if cerr := dir.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && len(names) == 0 {
+		err = fmt.Errorf("%s: %w", t.root, ErrNotMounted)
+	}
+	return names, err
 }

@@ -122,10 +122,14 @@ func (c *cluster) put(node string, id int, conf string) {
 	c.sync()
 }
 
-// move renames a config to another node's directory.
+// move takes a config to another node's directory; as another file, since that is what a name in pmxcfs is.
 func (c *cluster) move(id int, to string) {
 	c.t.Helper()
-	c.check(os.Rename(c.path(confName(TypeQEMU, c.guests[id].Node, id)), c.path(confName(TypeQEMU, to, id))))
+	from := confName(TypeQEMU, c.guests[id].Node, id)
+	conf, err := os.ReadFile(c.path(from))
+	c.check(err)
+	c.write(confName(TypeQEMU, to, id), string(conf))
+	c.check(os.Remove(c.path(from)))
 	c.register(to, TypeQEMU, id)
 	c.sync()
 }

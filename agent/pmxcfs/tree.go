@@ -2,14 +2,10 @@ package pmxcfs
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 )
-
-// maxFile is the largest file pmxcfs holds (1 MiB, pve-cluster memdb.h); whatever is larger is not pmxcfs.
-const maxFile = 1 << 20
 
 // Tree is a mounted pmxcfs. It keeps no state but the path; every call reads. A call may hang for as long as pmxcfs
 // does; Watcher's methods do not.
@@ -27,7 +23,7 @@ func (t *Tree) Root() string { return t.root }
 
 // Version reads .version.
 func (t *Tree) Version() (Version, error) {
-	raw, err := t.read(".version")
+	raw, err := t.readStatus(".version")
 	if err != nil {
 		return Version{}, t.versionError(err)
 	}
@@ -44,7 +40,7 @@ func (t *Tree) versionError(err error) error {
 
 // VMList reads .vmlist.
 func (t *Tree) VMList() (VMList, error) {
-	raw, err := t.read(".vmlist")
+	raw, err := t.readStatus(".vmlist")
 	if err != nil {
 		return VMList{}, err
 	}
@@ -53,7 +49,7 @@ func (t *Tree) VMList() (VMList, error) {
 
 // Members reads .members.
 func (t *Tree) Members() (Members, error) {
-	raw, err := t.read(".members")
+	raw, err := t.readStatus(".members")
 	if err != nil {
 		return Members{}, err
 	}
@@ -120,22 +116,3 @@ func confName(typ, node string, vmid int) string {
 }
 
 func (t *Tree) path(name string) string { return filepath.Join(t.root, name) }
-
-// read returns a whole file of at most maxFile bytes.
-func (t *Tree) read(name string) ([]byte, error) {
-	f, err := os.Open(t.path(name))
-	if err != nil {
-		return nil, err
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(raw) > maxFile {
-		return nil, &FormatError{Path: t.path(name), Reason: "larger than 1 MiB, which pmxcfs does not allow"}
-	}
-	return raw, nil
-}
