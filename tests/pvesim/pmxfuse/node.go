@@ -1,0 +1,284 @@
+package pmxfuse
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// node is a name in the view. What is behind the name is looked up for each
+// call, since other nodes change the source all the time.
+type node struct {
+	fusefs.Inode
+	fs *FS
+}
+
+var (
+	_ fusefs.NodeLookuper   = (*node)(nil)
+	_ fusefs.NodeGetattrer  = (*node)(nil)
+	_ fusefs.NodeSetattrer  = (*node)(nil)
+	_ fusefs.NodeOpener     = (*node)(nil)
+	_ fusefs.NodeCreater    = (*node)(nil)
+	_ fusefs.NodeMkdirer    = (*node)(nil)
+	_ fusefs.NodeRmdirer    = (*node)(nil)
+	_ fusefs.NodeUnlinker   = (*node)(nil)
+	_ fusefs.NodeRenamer    = (*node)(nil)
+	_ fusefs.NodeReadlinker = (*node)(nil)
+	_ fusefs.NodeReaddirer  = (*node)(nil)
+	_ fusefs.NodeStatfser   = (*node)(nil)
+)
+
+// rel is the node's place below the top of the view, "" for the top.
+func (n *node) rel() string { return n.Path(n.Root()) }
+
+func (n *node) child(name string) string { return filepath.Join(n.rel(), name) }
+
+// private reports whether a place is one of pmxcfs's private directories.
+func private(rel string) bool {
+	parts := strings.Split(rel, "/")
+	return parts[0] == "priv" || len(parts) > 2 && parts[0] == "nodes" && parts[2] == "priv"
+}
+
+// wwwData is the group of everything in /etc/pve, by its number on Debian.
+const wwwData = 33
+
+// fill writes attributes as pmxcfs gives them: its modes are fixed.
+func fill(out *fuse.Attr, rel string, st *syscall.Stat_t) {
+	out.FromStat(st)
+	out.Uid, out.Gid, out.Ino = 0, wwwData, 0
+	mode := uint32(0o755)
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		mode = 0o640
+	}
+	if private(rel) {
+		mode &= 0o700
+	}
+	out.Mode = st.Mode&unix.S_IFMT | mode
+}
+
+// inode is the known or a new inode for a name. A name keeps its inode, as in
+// pmxcfs, also when what is behind it was replaced from elsewhere.
+func (n *node) inode(ctx context.Context, name string, st *syscall.Stat_t) *fusefs.Inode {
+	kind := st.Mode & unix.S_IFMT
+	if known := n.GetChild(name); known != nil && known.Mode() == kind {
+		return known
+	}
+	return n.NewInode(ctx, &node{fs: n.fs}, fusefs.StableAttr{Mode: kind})
+}
+
+// entry answers with what is at a name of this directory now.
+func (n *node) entry(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(n.fs.real(n.child(name)), &st); err != nil {
+		return nil, fusefs.ToErrno(err)
+	}
+	fill(&out.Attr, n.child(name), &st)
+	return n.inode(ctx, name, &st), fusefs.OK
+}
+
+// writable refuses changes while there is no quorum.
+func (n *node) writable() syscall.Errno {
+	if n.fs.frozen.Load() {
+		return syscall.EACCES
+	}
+	return fusefs.OK
+}
+
+// Lookup implements [fusefs.NodeLookuper].
+func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	return n.entry(ctx, name, out)
+}
+
+// Getattr implements [fusefs.NodeGetattrer].
+func (n *node) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(n.fs.real(n.rel()), &st); err != nil {
+		return fusefs.ToErrno(err)
+	}
+	fill(&out.Attr, n.rel(), &st)
+	return fusefs.OK
+}
+
+// Setattr implements [fusefs.NodeSetattrer]: chmod and chown only to what is
+// so already, truncation, times.
+func (n *node) Setattr(ctx context.Context, h fusefs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if errno := n.writable(); errno != fusefs.OK {
+		return errno
+	}
+	if errno := n.refuseOwnerAndMode(in); errno != fusefs.OK {
+		return errno
+	}
+	path := n.fs.real(n.rel())
+	if size, ok := in.GetSize(); ok {
+		if err := os.Truncate(path, int64(size)); err != nil {
+			return fusefs.ToErrno(err)
+		}
+	}
+	if errno := setTimes(path, in); errno != fusefs.OK {
+		return errno
+	}
+	return n.Getattr(ctx, h, out)
+}
+
+func (n *node) refuseOwnerAndMode(in *fuse.SetAttrIn) syscall.Errno {
+	if mode, ok := in.GetMode(); ok {
+		allowed := uint32(0o640)
+		if private(n.rel()) {
+			allowed = 0o600
+		}
+		if mode&0o7777 != allowed {
+			return syscall.EPERM
+		}
+	}
+	uid, hasUID := in.GetUID()
+	gid, hasGID := in.GetGID()
+	if hasUID && uid != 0 || hasGID && gid != wwwData {
+		return syscall.EPERM
+	}
+	return fusefs.OK
+}
+
+func setTimes(path string, in *fuse.SetAttrIn) syscall.Errno {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_OMIT}}
+	if t, ok := in.GetATime(); ok {
+		times[0] = unix.NsecToTimespec(t.UnixNano())
+	}
+	if t, ok := in.GetMTime(); ok {
+		times[1] = unix.NsecToTimespec(t.UnixNano())
+	}
+	return fusefs.ToErrno(unix.UtimesNanoAt(unix.AT_FDCWD, path, times, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// Open implements [fusefs.NodeOpener]. It always looks at the source, and what
+// is read through it is never cached (direct I/O, as pmxcfs has it).
+func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
+	if flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
+		if errno := n.writable(); errno != fusefs.OK {
+			return nil, 0, errno
+		}
+	}
+	if err := n.fs.pause(ctx); err != nil {
+		return nil, 0, fusefs.ToErrno(err)
+	}
+	fd, err := unix.Open(n.fs.real(n.rel()), int(flags)&^(unix.O_APPEND|fuse.FMODE_EXEC)|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, fusefs.ToErrno(err)
+	}
+	return fusefs.NewLoopbackFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+}
+
+// Create implements [fusefs.NodeCreater]. With O_EXCL one of all nodes wins.
+func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fuse.EntryOut) (*fusefs.Inode, fusefs.FileHandle, uint32, syscall.Errno) {
+	if errno := n.writable(); errno != fusefs.OK {
+		return nil, nil, 0, errno
+	}
+	mode := uint32(0o640)
+	if private(n.child(name)) {
+		mode = 0o600
+	}
+	fd, err := unix.Open(n.fs.real(n.child(name)), int(flags)&^unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, nil, 0, fusefs.ToErrno(err)
+	}
+	inode, errno := n.entry(ctx, name, out)
+	if errno != fusefs.OK { // removed again already
+		_ = unix.Close(fd)
+		return nil, nil, 0, errno
+	}
+	return inode, fusefs.NewLoopbackFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+}
+
+// Mkdir implements [fusefs.NodeMkdirer]: the lock of the cluster.
+func (n *node) Mkdir(ctx context.Context, name string, _ uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+	if errno := n.writable(); errno != fusefs.OK {
+		return nil, errno
+	}
+	if err := os.Mkdir(n.fs.real(n.child(name)), 0o755); err != nil {
+		return nil, fusefs.ToErrno(err)
+	}
+	return n.entry(ctx, name, out)
+}
+
+// Rmdir implements [fusefs.NodeRmdirer].
+func (n *node) Rmdir(_ context.Context, name string) syscall.Errno {
+	if errno := n.writable(); errno != fusefs.OK {
+		return errno
+	}
+	return fusefs.ToErrno(unix.Rmdir(n.fs.real(n.child(name))))
+}
+
+// Unlink implements [fusefs.NodeUnlinker].
+func (n *node) Unlink(_ context.Context, name string) syscall.Errno {
+	if errno := n.writable(); errno != fusefs.OK {
+		return errno
+	}
+	return fusefs.ToErrno(unix.Unlink(n.fs.real(n.child(name))))
+}
+
+// Rename implements [fusefs.NodeRenamer]; pmxcfs knows no flags.
+func (n *node) Rename(_ context.Context, name string, newParent fusefs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	to, ok := newParent.(*node)
+	if !ok || flags != 0 {
+		return syscall.EINVAL
+	}
+	if errno := n.writable(); errno != fusefs.OK {
+		return errno
+	}
+	return fusefs.ToErrno(os.Rename(n.fs.real(n.child(name)), n.fs.real(to.child(newName))))
+}
+
+// Readlink implements [fusefs.NodeReadlinker].
+func (n *node) Readlink(context.Context) ([]byte, syscall.Errno) {
+	target, err := os.Readlink(n.fs.real(n.rel()))
+	return []byte(target), fusefs.ToErrno(err)
+}
+
+// Readdir implements [fusefs.NodeReaddirer].
+func (n *node) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno) {
+	if err := n.fs.pause(ctx); err != nil {
+		return nil, fusefs.ToErrno(err)
+	}
+	var list []fuse.DirEntry
+	dirs := []string{filepath.Join(n.fs.cfg.Source, n.rel())}
+	if n.IsRoot() && n.fs.cfg.View != "" {
+		dirs = append(dirs, n.fs.cfg.View)
+	}
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fusefs.ToErrno(err)
+		}
+		for _, e := range entries {
+			list = append(list, fuse.DirEntry{Name: e.Name(), Mode: fileType(e.Type())})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b fuse.DirEntry) int { return strings.Compare(a.Name, b.Name) })
+	list = slices.CompactFunc(list, func(a, b fuse.DirEntry) bool { return a.Name == b.Name })
+	return fusefs.NewListDirStream(list), fusefs.OK
+}
+
+func fileType(mode os.FileMode) uint32 {
+	switch {
+	case mode.IsDir():
+		return unix.S_IFDIR
+	case mode&os.ModeSymlink != 0:
+		return unix.S_IFLNK
+	}
+	return unix.S_IFREG
+}
+
+// Statfs implements [fusefs.NodeStatfser]: 128 MiB is all that pmxcfs holds.
+func (*node) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	const block = 4096
+	out.Bsize, out.Frsize, out.NameLen = block, block, 256
+	out.Blocks, out.Files = 128<<20/block, 256<<10
+	out.Bfree, out.Bavail, out.Ffree = out.Blocks, out.Blocks, out.Files
+	return fusefs.OK
+}

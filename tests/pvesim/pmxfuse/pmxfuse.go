@@ -1,0 +1,238 @@
+// Package pmxfuse mounts a node's view of the simulated /etc/pve with FUSE, so
+// that its readers meet what they meet on a real node: reads that cost a
+// fraction of a millisecond, attributes that may be one second old, opens that
+// never are, fixed modes, writes that need quorum, and a mount that can go
+// away and come back.
+package pmxfuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Config says what to mount.
+type Config struct {
+	// Source is the tree that all nodes share. All paths are absolute.
+	Source string
+	// View holds the node's own entries of the top directory (.members);
+	// an entry there hides the one of that name in Source. "" means none.
+	View string
+	// MountPoint is a directory. What a crashed process left mounted there
+	// is taken away.
+	MountPoint string
+	// ReadDelay is spent on each open of a file and each listing of a
+	// directory: about 300 µs on a real node. It can be changed later.
+	ReadDelay time.Duration
+}
+
+// MissingError says why this machine or user cannot mount.
+type MissingError struct {
+	Needs  string // for people
+	Enable string // a command
+	Err    error
+}
+
+// Error names what is needed and the command that helps.
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("a FUSE mount needs %s; enable with: %s", e.Needs, e.Enable)
+}
+
+// Unwrap returns what failed.
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// cacheTime is how long pmxcfs lets the kernel remember names and attributes
+// (libfuse's default; it forgets at once what does not exist).
+const cacheTime = time.Second
+
+// FS is a mounted view.
+type FS struct {
+	cfg    Config
+	server *fuse.Server
+	delay  atomic.Int64 // nanoseconds
+	frozen atomic.Bool  // no quorum
+	stop   chan struct{}
+	done   chan struct{} // closed when the server has ended
+
+	once sync.Once // closes stop
+}
+
+// Mount mounts the view and returns when it can be used. The error is a
+// [*MissingError] where mounting is not possible. The caller unmounts.
+func Mount(ctx context.Context, cfg Config) (*FS, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", cfg.MountPoint, err)
+	}
+	f := &FS{cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
+	f.SetReadDelay(cfg.ReadDelay)
+	if err := possible(); err != nil {
+		return nil, err
+	}
+	if err := f.prepare(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", cfg.MountPoint, err)
+	}
+	if err := f.mount(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", cfg.MountPoint, err)
+	}
+	return f, nil
+}
+
+// possible looks for what cannot be had by trying.
+func possible() error {
+	if os.Geteuid() != 0 {
+		return &MissingError{Needs: "root", Enable: "sudo -E make test", Err: fs.ErrPermission}
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return &MissingError{Needs: "/dev/fuse", Enable: "modprobe fuse", Err: err}
+	}
+	return nil
+}
+
+// prepare looks for the directories and takes away what is mounted already.
+func (f *FS) prepare() error {
+	dirs := []string{f.cfg.Source, f.cfg.MountPoint}
+	if f.cfg.View != "" {
+		dirs = append(dirs, f.cfg.View)
+	}
+	for _, dir := range dirs {
+		// "" would be the working directory to go-fuse.
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("%q is not an absolute path", dir)
+		}
+	}
+	if err := removeDead(f.cfg.MountPoint); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return &fs.PathError{Op: "mount", Path: dir, Err: unix.ENOTDIR}
+		}
+	}
+	return nil
+}
+
+// removeDead unmounts what crashed processes left, one over the other.
+func removeDead(dir string) error {
+	for {
+		// Not a stat, which may still be answered from the kernel's cache.
+		if _, err := os.ReadDir(dir); !errors.Is(err, unix.ENOTCONN) {
+			return nil
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("take away a dead mount: %w", err)
+		}
+	}
+}
+
+func (f *FS) mount() error {
+	timeout, never := cacheTime, time.Duration(0)
+	options := &fusefs.Options{
+		EntryTimeout: &timeout, AttrTimeout: &timeout, NegativeTimeout: &never,
+		MountOptions: fuse.MountOptions{
+			FsName: "/dev/fuse", Name: "pmxcfs", DirectMountStrict: true,
+			AllowOther: true, Options: []string{"default_permissions"},
+			DisableXAttrs: true,
+		},
+	}
+	raw := fusefs.NewNodeFS(&node{fs: f}, options)
+	server, err := fuse.NewServer(raw, f.cfg.MountPoint, &options.MountOptions)
+	if errors.Is(err, unix.EPERM) {
+		return &MissingError{Needs: "the capability SYS_ADMIN", Enable: "docker run --cap-add SYS_ADMIN --device /dev/fuse ...", Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	f.server = server
+	go func() {
+		defer close(f.done)
+		server.Serve()
+	}()
+	if err := server.WaitMount(); err != nil {
+		return errors.Join(err, f.detach())
+	}
+	return nil
+}
+
+// SetReadDelay changes the delay of opens and listings.
+func (f *FS) SetReadDelay(d time.Duration) { f.delay.Store(int64(d)) }
+
+// SetQuorate says whether the node has quorum: without it everything can be
+// read, and every change is refused with EACCES. At the beginning it has.
+func (f *FS) SetQuorate(quorate bool) { f.frozen.Store(!quorate) }
+
+// Unmount takes the view away, also while others have files of it open: they
+// keep those, and it waits for them to be closed until ctx ends. Calls in
+// progress do not wait out their delay. The mount point is an empty directory
+// then, as on a node whose pmxcfs is stopped, and can be mounted again at once.
+func (f *FS) Unmount(ctx context.Context) error {
+	var err error
+	f.once.Do(func() { err = f.detach() })
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", f.cfg.MountPoint, err)
+	}
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s: files are still open: %w", f.cfg.MountPoint, ctx.Err())
+	}
+}
+
+func (f *FS) detach() error {
+	close(f.stop)
+	return unix.Unmount(f.cfg.MountPoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+}
+
+// Done is closed when the view is unmounted, by Unmount or by umount(8), and
+// nobody has a file of it open.
+func (f *FS) Done() <-chan struct{} { return f.done }
+
+// real is the path behind a name in the view, given relative to its top.
+func (f *FS) real(rel string) string {
+	if f.cfg.View != "" && filepath.Dir(rel) == "." && rel != "." && rel != "" {
+		own := filepath.Join(f.cfg.View, rel)
+		if _, err := os.Lstat(own); err == nil {
+			return own
+		}
+	}
+	return filepath.Join(f.cfg.Source, rel)
+}
+
+// pause spends the read delay. The runtime's timers cannot do less than one
+// millisecond when the process is idle, the kernel's can.
+func (f *FS) pause(ctx context.Context) error {
+	delay := time.Duration(f.delay.Load())
+	if delay <= 0 {
+		return nil
+	}
+	if delay < 5*time.Millisecond {
+		left := unix.NsecToTimespec(int64(delay))
+		for errors.Is(unix.Nanosleep(&left, &left), unix.EINTR) {
+			continue
+		}
+		return nil
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-f.stop:
+	case <-ctx.Done(): // the caller was interrupted
+		return unix.EINTR
+	}
+	return nil
+}
