@@ -24,7 +24,7 @@ func inspect(path string) (program, error) {
 	if err != nil {
 		return program{}, fmt.Errorf("inspect %s: %w", path, err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // only read
 	var bin program
 	for _, prog := range file.Progs {
 		if prog.Type != elf.PT_INTERP {

@@ -294,7 +294,11 @@ func testGuestBalloon(t *testing.T, g *linux) {
 			var state struct {
 				Actual int `json:"actual"`
 			}
-			if err := json.Unmarshal(g.do(t, "query-balloon", nil), &state); err != nil {
+			reply, err := g.Execute(ctx, "query-balloon", nil)
+			if err != nil {
+				return err
+			}
+			if err := json.Unmarshal(reply, &state); err != nil {
 				return err
 			}
 			now, err := g.memory(ctx)
