@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,6 +35,7 @@ type stage struct {
 	sim   *pvesim.Cluster
 	agent *rig.Agent
 	ctx   context.Context //nolint:containedctx // of the test
+	marks int             // see set
 }
 
 // setting changes what start makes.
@@ -151,7 +154,9 @@ func request(name string, change ...func(*providerpb.CreateRequest)) *providerpb
 
 // from makes a request's image one that names a template.
 func from(template string) func(*providerpb.CreateRequest) {
-	return func(r *providerpb.CreateRequest) { r.ImageJson = `{"TemplateName":"` + template + `","Format":"template"}` }
+	return func(r *providerpb.CreateRequest) {
+		r.ImageJson = `{"TemplateName":"` + template + `","Format":"template"}`
+	}
 }
 
 // class gives a request a class.
@@ -289,6 +294,27 @@ func (s *stage) config(id string) map[string]string {
 		s.Fatal(err)
 	}
 	return conf
+}
+
+// add adds a stopped VM that somebody else has made to the agent's node, and waits until the agent knows it.
+func (s *stage) add(id int, options map[string]string) {
+	s.Helper()
+	s.must(s.sim.AddVM(id, "pve1", options))
+	s.eventually("the agent knows the new VM", func() bool {
+		d, err := s.describe(fmt.Sprint(id))
+		return err == nil && d.GetExists()
+	})
+}
+
+// set changes options of such a VM, or of a template, as an administrator does, and waits until the agent has seen it.
+func (s *stage) set(id int, options map[string]string) {
+	s.Helper()
+	s.marks++
+	mark := fmt.Sprintf("mark-%d", s.marks)
+	options = maps.Clone(options)
+	options["tags"] = mark
+	s.must(s.sim.SetConfig(id, options))
+	s.eventually("the agent knows the change", func() bool { return s.raw(s.described(fmt.Sprint(id)))["tags"] == mark })
 }
 
 // vmid returns the number in an id.

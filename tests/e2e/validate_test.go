@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
 )
@@ -54,34 +56,79 @@ func TestValidateTellsOfLostQuorum(t *testing.T) {
 	s.healthy()
 }
 
-func TestValidateTellsOfATokenThatIsRefused(t *testing.T) {
+// tryPower asks for a change of power without waiting for its task.
+func (s *stage) tryPower(id string, op providerpb.PowerOp) (*providerpb.TaskRef, error) {
+	t, err := s.agent.Provider.Power(s.ctx, &providerpb.PowerRequest{Id: id, Op: op, GracefulTimeoutSeconds: 60})
+	return t.GetTask(), err
+}
+
+func TestATokenThatIsRefused(t *testing.T) {
 	t.Parallel()
-	s := start(t)
-	s.must(s.sim.AddVM(500, "pve1", nil))
+	s := start(t, setting{flags: []string{"--sync-wait=50ms"}})
+	s.add(500, nil)
+	s.add(501, nil)
 	s.sim.RemoveToken(pvesim.TokenID)
-	// Traffic shows it: an agent that asked for the sake of Validate would meet 3 s of delay each time.
-	if err := s.power("500", powerOn); err == nil {
-		t.Error("a VM was started without credentials")
+	// Traffic shows it: an agent that asked PVE for the sake of Validate would meet 3 s of delay each time.
+	if _, err := s.tryPower("500", powerOn); err != nil {
+		t.Errorf("the first request begins an operation that waits: %v", err)
 	}
-	if m := s.validate(); !strings.Contains(m, pvesim.TokenID) {
-		t.Errorf("message %q does not name the token", m)
+	s.troubled(pvesim.TokenID)
+	before := s.sim.Requests()["401"]
+	_, err := s.tryPower("501", powerOn)
+	refused(t, err, codes.Unavailable, "power on 501", pvesim.TokenID)
+	_, err = s.agent.Provider.Create(s.ctx, request("web-01"))
+	refused(t, err, codes.Unavailable, "create web-01", pvesim.TokenID)
+	refused(t, s.delete("501"), codes.Unavailable, "delete 501", pvesim.TokenID)
+	if n := s.sim.Requests()["401"] - before; n != 0 {
+		t.Errorf("PVE was asked %d more times with a token it has refused", n)
+	}
+	if got := s.described("501").GetPowerState(); got != "Off" {
+		t.Errorf("Describe says %s without PVE's API, want Off", got)
 	}
 }
 
-func TestValidateTellsOfAnAPIThatDoesNotAnswer(t *testing.T) {
+func TestAnAPIThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	s := start(t)
-	s.must(s.sim.AddVM(500, "pve1", nil))
+	s := start(t, setting{flags: []string{"--sync-wait=50ms"}})
+	s.add(500, nil)
+	s.add(501, nil)
 	s.sim.Fail(func(*http.Request) bool { return true }, 0, "", -1)
-	if err := s.power("500", powerOn); err == nil {
-		t.Error("a VM was started without the API")
-	}
-	if m := s.validate(); !strings.Contains(m, "API") {
-		t.Errorf("message %q does not name the API", m)
+	task, err := s.tryPower("500", powerOn)
+	s.must(err)
+	s.troubled("API")
+	_, err = s.tryPower("501", powerOn)
+	refused(t, err, codes.Unavailable, "power on 501")
+	refused(t, s.delete("501"), codes.Unavailable, "delete 501")
+	if st := s.poll(task); st.GetDone() || st.GetError() != "" {
+		t.Errorf("the operation that was begun before waits for PVE, but its task says %v", st)
 	}
 	s.sim.ClearFaults()
-	s.on("500")
+	if failure := s.outcome(task); failure != "" {
+		t.Errorf("the operation that waited: %s", failure)
+	}
 	s.healthy()
+	s.on("501")
+}
+
+func TestWithoutQuorumNothingIsChanged(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.add(500, nil)
+	s.on("500")
+	before := s.inventory()
+	s.must(s.sim.SetQuorate(false))
+	s.troubled("no quorum")
+	s.silent("a change without quorum", func() {
+		_, err := s.agent.Provider.Create(s.ctx, request("web-01"))
+		refused(t, err, codes.FailedPrecondition, "create web-01", "no quorum")
+		refused(t, s.delete("500"), codes.FailedPrecondition, "delete 500", "no quorum")
+	})
+	s.nothingLeft(before)
+	s.off("500") // PVE stops VMs without quorum, and so do we
+	refused(t, s.power("500", powerOn), codes.FailedPrecondition, "power on 500", "no quorum")
+	s.must(s.sim.SetQuorate(true))
+	s.healthy()
+	s.on("500")
 }
 
 func TestValidateTellsOfAnAPIThatIsDownAtTheStart(t *testing.T) {
