@@ -24,10 +24,13 @@ const (
 
 // removal is what a delete operation is asked to do and must remember.
 type removal struct {
-	ID       string
-	Record   *record.Record `json:",omitempty"` // ours, if we made the VM
-	Volumes  []string       `json:",omitempty"` // every volume known to belong to the VM
-	Snippets []string       `json:",omitempty"`
+	ID     string
+	Record *record.Record `json:",omitempty"` // ours, if we made the VM
+	// Generation is Record's, which its JSON lacks: a record's file has it in its name.
+	Generation int `json:",omitempty"`
+
+	Volumes  []string `json:",omitempty"` // every volume known to belong to the VM
+	Snippets []string `json:",omitempty"`
 }
 
 // Delete removes a VM with its disks, or joins the removal that is under way. A nil handle means that the VM does
@@ -85,7 +88,7 @@ func (g *Guests) mayDelete(ctx context.Context, id record.ID, vm *pmxcfs.VM) (re
 		}
 		return order, nil
 	}
-	order.Record, order.Snippets = &rec, rec.Snippets
+	order.Record, order.Generation, order.Snippets = &rec, rec.Generation, rec.Snippets
 	for _, v := range rec.Volumes {
 		if !slices.Contains(order.Volumes, v) {
 			order.Volumes = append(order.Volumes, v)
@@ -122,6 +125,9 @@ func (g *Guests) remove(ctx context.Context, r *ops.Run) error {
 		return err
 	}
 	return r.Step(ctx, stepForget, func(ctx context.Context, _ *ops.StepRun) error {
+		if order.Record != nil {
+			order.Record.Generation = order.Generation
+		}
 		return g.forget(ctx, order.Record, order.Snippets)
 	})
 }

@@ -29,12 +29,14 @@ type Description struct {
 // creating describes a VM that is being made and that PVE does not know yet.
 var creating = &Description{Raw: `{"status":"creating"}`}
 
-// view is the last description of a VM, with what it was made from.
+// view is what was last shown of a VM.
 type view struct {
 	described atomic.Int64 // when it was last asked for, Unix nanoseconds
 	latest    atomic.Pointer[seen]
+	listed    atomic.Pointer[listed]
 }
 
+// seen is a description with what it was made from.
 type seen struct {
 	conf       *pmxcfs.Conf
 	generation uint64

@@ -54,29 +54,51 @@ func (g *Guests) List(ctx context.Context) ([]Listing, error) {
 	return all, nil
 }
 
+// listing returns what ListVMs shows of a VM, made anew only when something has changed.
 func (g *Guests) listing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs.VM) (Listing, error) {
 	st, err := g.cfg.Status.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock(), Agent: vm.Conf.AgentEnabled()})
 	if err != nil {
 		return Listing{}, fault.New(fault.Precondition, "list VMs: state of VM %d: %w", vm.ID, err)
 	}
+	v := g.viewOf(vm.ID)
+	if l := v.listed.Load(); l != nil && l.conf == vm.Conf && l.generation == st.Generation {
+		return l.listing, nil
+	}
+	l, final := g.newListing(ctx, world, vm, st)
+	if final {
+		v.listed.Store(&listed{conf: vm.Conf, generation: st.Generation, listing: l})
+	}
+	return l, nil
+}
+
+// listed is a listing with what it was made from.
+type listed struct {
+	conf       *pmxcfs.Conf
+	generation uint64
+	listing    Listing
+}
+
+// newListing makes the listing of a VM; final means that nothing but its config and its state went into it.
+func (g *Guests) newListing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs.VM, st status.State) (l Listing, final bool) {
 	_, vcpus := vm.Conf.CPUs()
-	l := Listing{
+	l, final = Listing{
 		ID: record.NewID(vm.ID, vm.Conf.SMBIOSUUID()).String(), Name: vm.Conf.Name(), On: st.Power == status.On, IPs: st.IPs,
 		VCPUs: vcpus, MemoryMiB: vm.Conf.MemoryMiB(), NICs: vm.Conf.NICs(), Raw: rawFields(vm, st),
-	}
+	}, true
 	boot, _ := vm.Conf.BootDisk()
 	for _, d := range vm.Conf.Drives() {
 		if !d.Disk() {
 			continue
 		}
 		disk := g.disk(ctx, world, d)
+		final = final && d.Size > 0
 		if d.Key == boot.Key {
 			l.Disks = append([]Disk{disk}, l.Disks...)
 		} else {
 			l.Disks = append(l.Disks, disk)
 		}
 	}
-	return l, nil
+	return l, final
 }
 
 func (g *Guests) disk(ctx context.Context, world *pmxcfs.World, d pmxcfs.Drive) Disk {

@@ -41,7 +41,10 @@ type making struct {
 
 // makingMemo is what a create operation has decided and must remember across a crash.
 type makingMemo struct {
-	Record   record.Record  // our claim: number, uuid, node
+	Record record.Record // our claim: number, uuid, node
+	// Generation is Record's, which its JSON lacks: a record's file has it in its name. 0: not taken yet.
+	Generation int
+
 	Stale    *record.Record `json:",omitempty"` // the dead claim whose name we took over
 	CICustom string         `json:",omitempty"`
 	Failure  *ops.Failure   `json:",omitempty"` // set: everything is to be undone
@@ -53,7 +56,7 @@ func (g *Guests) create(ctx context.Context, r *ops.Run) error {
 	if err := errors.Join(r.Params(&m.order), r.Recall(&m.memo)); err != nil {
 		return err
 	}
-	if m.memo.Record.Generation > 0 {
+	if m.memo.Record.Generation = m.memo.Generation; m.memo.Generation > 0 {
 		m.claim = g.cfg.Records.Hold(m.memo.Record)
 	}
 	if m.memo.Failure == nil {
@@ -126,6 +129,7 @@ func (m *making) take(ctx context.Context, _ *ops.StepRun) error {
 		return refineClaim(m.act("take the name"), err)
 	}
 	m.claim, m.memo.Record = claim, claim.Record()
+	m.memo.Generation = m.memo.Record.Generation
 	if err := m.note(); err != nil {
 		return err
 	}

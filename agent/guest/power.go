@@ -210,18 +210,21 @@ func (g *Guests) awaitHA(ctx context.Context, id record.ID, want status.Power) e
 	return nil
 }
 
-// powerAnywhere returns the power state of a VM on whichever node it is.
+// powerAnywhere returns the power state of a VM on whichever node it is. Of other nodes it knows what they publish to
+// all every 10 s: pvedaemon passes no calls on to them.
 func (g *Guests) powerAnywhere(ctx context.Context, vm *pmxcfs.VM) (status.Power, error) {
 	if vm.Node == g.cfg.Node {
 		st, err := g.state(ctx, vm)
 		return st.Power, err
 	}
-	st, err := g.cfg.PVE.Status(ctx, vm.Node, vm.ID)
+	all, err := g.cfg.PVE.Resources(ctx, "vm")
 	if err != nil {
 		return "", err
 	}
-	if st.Status == "running" && st.QMPStatus != "shutdown" {
-		return status.On, nil
+	for _, r := range all {
+		if int(r.VMID) == vm.ID && r.Status == "running" {
+			return status.On, nil
+		}
 	}
 	return status.Off, nil
 }

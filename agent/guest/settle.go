@@ -76,7 +76,7 @@ func (g *Guests) settle(ctx context.Context) error {
 func (g *Guests) dropDead(ctx context.Context, rec record.Record) {
 	_, _, err := g.cfg.Ops.Start(ctx, ops.Ask{
 		Kind: ops.Delete, Key: fmt.Sprintf("%s/%d", ops.Delete, rec.VMID),
-		Params:  removal{ID: rec.ID().String(), Record: &rec, Volumes: rec.Volumes, Snippets: rec.Snippets},
+		Params:  removal{ID: rec.ID().String(), Record: &rec, Generation: rec.Generation, Volumes: rec.Volumes, Snippets: rec.Snippets},
 		Subject: ops.Subject{Owner: rec.Owner, Name: rec.Name, ID: rec.ID().String()},
 	})
 	if err != nil {

@@ -50,7 +50,7 @@ type Engine struct {
 	wg       sync.WaitGroup
 
 	mu   sync.Mutex       // guards the fields below
-	ctx  context.Context  // that of Run, nil outside of it: the life of every operation
+	stop chan struct{}    // closed when Run is to end; nil outside of it: the life of every operation
 	live map[string]*live // by operation id
 	keys map[string]*live // by key
 }
@@ -87,7 +87,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		return err
 	}
 	e.mu.Lock()
-	e.ctx = ctx
+	e.stop = make(chan struct{})
 	for _, op := range active {
 		e.cfg.Log.InfoContext(ctx, "operation resumed", "op", op.ID, "kind", op.Kind, "vm", op.Subject.ID, "name", op.Subject.Name)
 		e.lockedLaunch(ctx, op)
@@ -96,7 +96,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	close(e.ready)
 	<-ctx.Done()
 	e.mu.Lock()
-	e.ctx = nil
+	close(e.stop)
+	e.stop = nil
 	e.mu.Unlock()
 	e.wg.Wait()
 	return nil
@@ -118,7 +119,7 @@ func (e *Engine) Start(ctx context.Context, ask Ask) (h *Handle, joined bool, er
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.ctx == nil || e.ctx.Err() != nil {
+	if e.stop == nil {
 		return nil, false, fault.New(fault.Unavailable, "%s: %w", ask.Kind, ErrStopping)
 	}
 	if l := e.lockedRunning(ask.Key); l != nil {
@@ -208,11 +209,16 @@ func (e *Engine) lockedLaunch(ctx context.Context, op Op) *live {
 	l := &live{op: op, changed: make(chan struct{}), done: make(chan struct{})}
 	e.live[op.ID], e.keys[op.Key] = l, l
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	release := context.AfterFunc(e.ctx, cancel)
+	stop := e.stop
+	e.wg.Go(func() {
+		defer cancel()
+		select {
+		case <-stop:
+		case <-l.done:
+		}
+	})
 	e.wg.Go(func() {
 		defer close(l.done)
-		defer cancel()
-		defer release()
 		e.work(ctx, l)
 		e.mu.Lock()
 		delete(e.live, op.ID)
@@ -235,7 +241,7 @@ func (e *Engine) work(ctx context.Context, l *live) {
 	}
 	ev := Event{What: Succeeded}
 	werr := l.change(e, func(o *Op) Event {
-		o.State = Done
+		o.State, o.Params = Done, nil // may hold secrets, such as user-data, and nobody needs them any more
 		if err != nil {
 			o.State = Failed
 			o.Failure = &Failure{Reason: fault.Of(err), Message: err.Error()}

@@ -74,7 +74,7 @@ type Op struct {
 	Kind    Kind            `json:"kind"`
 	Key     string          `json:"key"` // two operations with one key never run at the same time
 	Subject Subject         `json:"subject"`
-	Params  json.RawMessage `json:"params,omitempty"` // what was asked; never changes
+	Params  json.RawMessage `json:"params,omitempty"` // what was asked; removed at the end
 	Memo    json.RawMessage `json:"memo,omitempty"`   // what the handler has decided and must remember
 	Steps   []Step          `json:"steps,omitempty"`
 	State   State           `json:"state"`

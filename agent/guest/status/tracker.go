@@ -14,9 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -62,7 +60,7 @@ func (c Config) withDefaults() Config {
 		c.Gate = qmp.NewGate(qmp.GateConfig{})
 	}
 	if c.Log == nil {
-		c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	for _, d := range []struct {
 		field    *time.Duration
@@ -129,7 +127,7 @@ func (t *Tracker) Ready() <-chan struct{} { return t.ready }
 func (t *Tracker) now() time.Duration { return time.Since(t.epoch) }
 
 func (t *Tracker) path(vmid int, kind string) string {
-	return filepath.Join(t.cfg.RunDir, strconv.Itoa(vmid)+kind)
+	return t.cfg.RunDir + "/" + strconv.Itoa(vmid) + kind
 }
 
 // State returns the live state of a VM. It takes microseconds, apart from the
