@@ -25,9 +25,9 @@ func agentRoutes(c *Cluster, add adder) {
 		if name == "ping" {
 			method = http.MethodPost
 		}
-		add(method, "/nodes/{node}/qemu/{vmid}/agent/"+name, agentPerm, c.agentQuery(agentQueries[name]))
+		add(method, "/nodes/{node}/qemu/{vmid}/agent/"+name, agentPerm("VM.GuestAgent.Audit"), c.agentQuery(agentQueries[name]))
 	}
-	add(post, "/nodes/{node}/qemu/{vmid}/agent/shutdown", agentPerm, c.agentShutdownCall)
+	add(post, "/nodes/{node}/qemu/{vmid}/agent/shutdown", agentPerm("VM.PowerMgmt"), c.agentShutdownCall)
 }
 
 // agentReady makes sure that the agent can be asked; its refusals come in

@@ -38,12 +38,15 @@ func rootPerm(privs ...string) func(*request) error {
 	return func(rq *request) error { return rq.who.check("/", privs...) }
 }
 
-// agentPerm is the privilege of the guest agent's calls: another since PVE 9.
-func agentPerm(rq *request) error {
-	if rq.c.cfg.major() < 9 {
-		return rq.who.check(rq.vmPath(), "VM.Monitor")
+// agentPerm is the privilege of the guest agent's calls; since PVE 9 it is
+// not the same for all of them.
+func agentPerm(since9 string) func(*request) error {
+	return func(rq *request) error {
+		if rq.c.cfg.major() < 9 {
+			return rq.who.check(rq.vmPath(), "VM.Monitor")
+		}
+		return rq.who.checkAny(rq.vmPath(), since9, "VM.GuestAgent.Unrestricted")
 	}
-	return rq.who.checkAny(rq.vmPath(), "VM.GuestAgent.Audit", "VM.GuestAgent.Unrestricted")
 }
 
 var configPrivileges = []string{
