@@ -16,6 +16,9 @@ var (
 	ErrNotMounted = errors.New("directory missing: pmxcfs not mounted?")
 )
 
+// errNoVersion is what a record without the field "v" is refused for.
+var errNoVersion = errors.New(`no version ("v")`)
+
 // ExistsError says that owner and name are claimed already.
 type ExistsError struct {
 	Record Record // the highest generation
@@ -24,7 +27,11 @@ type ExistsError struct {
 // Error names the VM and what is known of it.
 func (e *ExistsError) Error() string {
 	r := e.Record
-	return fmt.Sprintf("a record for %q exists: vm %s, %s, by operation %q on node %s", r.Name, r.ID(), r.State, r.Op, r.Node)
+	vm := "no vm yet"
+	if r.VMID != 0 {
+		vm = "vm " + r.ID().String()
+	}
+	return fmt.Sprintf("a record for %q exists: %s, %s, by operation %q on node %s", r.Name, vm, r.State, r.Op, r.Node)
 }
 
 // IncompleteError says that the file which holds a claim is being written, or was when its writer died.

@@ -1,8 +1,10 @@
 package record
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -47,7 +49,29 @@ func (disk) create(path string) (file, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-func (disk) read(path string) ([]byte, error) { return os.ReadFile(path) }
+// maxRecord is far above the size of any record, and surely one answer of FUSE.
+const maxRecord = 64 << 10
+
+// read takes the file in one read: pmxcfs looks a file up by its path for each read, so that two could get halves of an
+// old and a new one.
+func (disk) read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, maxRecord)
+	n, err := f.Read(buf)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && n == len(buf) {
+		err = fmt.Errorf("read %s: larger than %d bytes", path, n)
+	}
+	return bytes.Clone(buf[:n]), err
+}
 
 func (disk) modTime(path string) (time.Time, error) {
 	info, err := os.Stat(path)

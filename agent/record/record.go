@@ -87,15 +87,17 @@ func (r Record) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode record of %q: %w", r.Name, err)
 	}
 	fields["v"] = json.RawMessage(strconv.Itoa(max(format, r.version)))
-	raw, err = json.Marshal(fields)
-	if err != nil {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false) // what we do not know stays as it was
+	if err := enc.Encode(fields); err != nil {
 		return nil, fmt.Errorf("encode record of %q: %w", r.Name, err)
 	}
-	return append(raw, '\n'), nil
+	return out.Bytes(), nil
 }
 
-// whole reports whether a file has been written to its end.
-func whole(raw []byte) bool { return bytes.HasSuffix(raw, []byte("}\n")) }
+// wholeFile reports whether a file has been written to its end.
+func wholeFile(raw []byte) bool { return bytes.HasSuffix(raw, []byte("}\n")) }
 
 // decode reads a whole file; path only names it in errors.
 func decode(path string, raw []byte) (Record, error) {
@@ -104,11 +106,8 @@ func decode(path string, raw []byte) (Record, error) {
 		return Record{}, &FormatError{Path: path, Err: err}
 	}
 	var r wire
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return Record{}, &FormatError{Path: path, Err: err}
-	}
 	if err := json.Unmarshal(fields["v"], &r.version); err != nil || r.version < 1 {
-		return Record{}, &FormatError{Path: path, Err: fmt.Errorf("no version")}
+		return Record{}, &FormatError{Path: path, Err: errNoVersion}
 	}
 	for name, value := range fields {
 		if known[name] {
@@ -118,6 +117,14 @@ func decode(path string, raw []byte) (Record, error) {
 			r.extra = make(map[string]json.RawMessage)
 		}
 		r.extra[name] = value
+		delete(fields, name)
+	}
+	exact, err := json.Marshal(fields) // without names that differ from ours in case only
+	if err == nil {
+		err = json.Unmarshal(exact, &r)
+	}
+	if err != nil {
+		return Record{}, &FormatError{Path: path, Err: err}
 	}
 	return Record(r), nil
 }
@@ -147,6 +154,6 @@ func parseFileName(name string) (hash string, generation int, ok bool) {
 // newToken is a random token: 128 bits in hex.
 func newToken() string {
 	var b [16]byte
-	rand.Read(b[:]) //nolint:errcheck // crypto/rand.Read never fails (Go 1.24)
+	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
 }

@@ -17,6 +17,9 @@ const (
 	parallel = 8
 	// attempts is how often a call starts again because files came and went under it.
 	attempts = 5
+	// goneSoon is how long Take waits for the kernel to forget a file that was removed on another node: for up to a second
+	// it answers O_EXCL from its cache.
+	goneSoon = 300 * time.Millisecond
 )
 
 // Config says where the records are.
@@ -50,30 +53,36 @@ func (s *Store) Take(r Record) (*Claim, error) {
 		r.Created = time.Now().UTC()
 	}
 	for range attempts {
-		if _, found, err := s.find(h); err != nil {
+		if err := s.vacant(h); err != nil {
 			return nil, fmt.Errorf("claim %q: %w", r.Name, err)
-		} else if found {
-			return nil, s.exists(h)
 		}
 		claim, err := s.create(h, r)
 		if !errors.Is(err, fs.ErrExist) {
 			return claim, err
 		}
+		if err := s.vacant(h); err != nil {
+			return nil, fmt.Errorf("claim %q: %w", r.Name, err)
+		}
+		time.Sleep(goneSoon)
 	}
 	return nil, fmt.Errorf("claim %q: it came and went %d times", r.Name, attempts)
 }
 
-// exists is the error that tells who holds a claim.
-func (s *Store) exists(h string) error {
+// vacant returns nil if nobody holds a claim, else who does.
+func (s *Store) vacant(h string) error {
 	r, found, err := s.find(h)
-	switch {
-	case err != nil:
-		return err
-	case !found:
-		return fmt.Errorf("claim: %w", fs.ErrExist) // released just now; Take tries again
-	default:
-		return &ExistsError{Record: r}
+	if err == nil && found {
+		err = &ExistsError{Record: r}
 	}
+	return err
+}
+
+// exists is the error for a claim that somebody else has, even if it was released just now.
+func (s *Store) exists(h string) error {
+	if err := s.vacant(h); err != nil {
+		return err
+	}
+	return fmt.Errorf("it came and went: %w", fs.ErrExist)
 }
 
 // create writes a new claim and makes sure that it holds: a higher generation may have come from someone who had not
@@ -84,13 +93,16 @@ func (s *Store) create(h string, r Record) (*Claim, error) {
 		return nil, fmt.Errorf("claim %q: %w", r.Name, err)
 	}
 	generations, err := s.generations(h)
-	if err == nil && generations[len(generations)-1] > r.Generation {
+	switch {
+	case err != nil:
+	case !slices.Contains(generations, r.Generation):
+		err = ErrLost
+	case generations[len(generations)-1] > r.Generation:
 		err = s.exists(h)
+	default:
+		return &Claim{store: s, rec: r}, nil
 	}
-	if err != nil {
-		return nil, errors.Join(err, s.dir.drop(name))
-	}
-	return &Claim{store: s, rec: r}, nil
+	return nil, errors.Join(fmt.Errorf("claim %q: %w", r.Name, err), s.dir.drop(name))
 }
 
 // write creates a file with a record in it. What could not be written whole is removed again.
@@ -157,7 +169,7 @@ func (s *Store) readFile(name string) (Record, error) {
 		return Record{}, err
 	}
 	h, generation, _ := parseFileName(name)
-	if !whole(raw) {
+	if !wholeFile(raw) {
 		modified, err := s.dir.modTime(path)
 		if err != nil {
 			return Record{}, err
@@ -194,7 +206,9 @@ func (s *Store) TakeOver(old, next Record) (*Claim, error) {
 	if err := s.stillThere(h, old); err != nil {
 		return nil, errors.Join(fmt.Errorf("take over %q: %w", old.Name, err), s.dir.drop(fileName(h, next.Generation)))
 	}
-	return claim, s.dropBelow(h, next.Generation)
+	// What cannot be removed now does no harm: ours is the highest, and Release removes it.
+	_ = s.dropBelow(h, next.Generation)
+	return claim, nil
 }
 
 // stillThere checks that old's file is what it was.
@@ -313,6 +327,9 @@ func (s *Store) remember(records []Record) {
 	defer s.mu.Unlock()
 	clear(s.byVMID)
 	for _, r := range records {
+		if r.VMID == 0 {
+			continue
+		}
 		s.byVMID[r.VMID] = fileName(hash(r.Owner, r.Name), r.Generation)
 	}
 }

@@ -81,10 +81,14 @@ func (a *IDs) try(r Range, taken func(int) bool) (int, bool, error) {
 	if marks, err = a.marks(); err != nil {
 		return 0, false, err
 	}
-	if top(marks) > id {
+	switch {
+	case top(marks) > id:
 		return 0, false, a.dir.drop(strconv.Itoa(id))
+	case top(marks) < id:
+		return 0, false, fmt.Errorf("%s vanished as soon as it was made", a.dir.file(strconv.Itoa(id)))
 	}
-	return id, true, a.prune(marks)
+	a.prune(marks)
+	return id, true, nil
 }
 
 // next is the lowest free number above highest.
@@ -120,12 +124,9 @@ func top(marks []int) int {
 	return marks[len(marks)-1]
 }
 
-// prune removes all but the highest marks.
-func (a *IDs) prune(marks []int) error {
+// prune removes all but the highest marks. One that cannot be removed does no harm, and the next allocation tries again.
+func (a *IDs) prune(marks []int) {
 	for _, id := range marks[:max(0, len(marks)-keptMarks)] {
-		if err := a.dir.drop(strconv.Itoa(id)); err != nil {
-			return err
-		}
+		_ = a.dir.drop(strconv.Itoa(id))
 	}
-	return nil
 }
