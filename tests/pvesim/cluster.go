@@ -51,7 +51,6 @@ type Cluster struct {
 	ctx    context.Context //nolint:containedctx // the cluster's life: its tasks outlive every request
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	undo   []func() // what Close takes back, last first
 }
 
 // New checks the configuration. Nothing is started or written.
@@ -73,7 +72,7 @@ func New(cfg Config) (*Cluster, error) {
 		n := newNode(c, i, fmt.Sprintf("pve%d", i+1))
 		c.nodes = append(c.nodes, n)
 		c.byName[n.Name] = n
-		names, views = append(names, n.Name), append(views, n.PMXCFS)
+		names, views = append(names, n.Name), append(views, n.own)
 	}
 	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views)
 	c.pool = newStoragePool(c)
@@ -131,10 +130,11 @@ func (c *Cluster) Close() error {
 	}
 	c.wg.Wait()
 	err = errors.Join(err, c.machines.killAll())
-	for i := len(c.undo) - 1; i >= 0; i-- {
-		c.undo[i]()
+	if c.cfg.PMXCFS == FUSE {
+		for _, n := range c.nodes {
+			err = errors.Join(err, n.unmount())
+		}
 	}
-	c.undo = nil
 	return err
 }
 
@@ -166,9 +166,9 @@ func (c *Cluster) pause(ctx context.Context, d time.Duration) {
 
 func (c *Cluster) offlineDelay() time.Duration { return 20 * time.Millisecond }
 
-func (c *Cluster) makeDirs(context.Context) error {
+func (c *Cluster) makeDirs(ctx context.Context) error {
 	for _, n := range c.nodes {
-		for _, d := range []string{n.PMXCFS, n.Run, n.Lock, n.State} {
+		for _, d := range []string{n.own, filepath.Dir(n.PMXCFS), n.Run, n.Lock, n.State} {
 			if err := os.MkdirAll(d, 0o750); err != nil {
 				return fmt.Errorf("node %s: %w", n.Name, err)
 			}
@@ -177,42 +177,21 @@ func (c *Cluster) makeDirs(context.Context) error {
 	if err := c.tree.create(); err != nil {
 		return err
 	}
-	for _, n := range c.nodes {
-		if err := c.linkView(n); err != nil {
-			return err
-		}
+	if err := c.pool.create(); err != nil {
+		return err
 	}
-	return c.pool.create()
-}
-
-func (c *Cluster) openAPI(context.Context) error {
 	for _, n := range c.nodes {
-		if err := errors.Join(n.proxy.open(c), n.daemon.open(c)); err != nil {
+		if err := c.mountView(ctx, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// viewLinks are the entries of a node's view that are the same on all nodes.
-var viewLinks = []string{"nodes", "priv", "ha", ".vmlist", ".version", "pve-root-ca.pem", "pve-rigaud.yaml"}
-
-// linkView makes a node's /etc/pve: links into the shared tree, beside the
-// files that differ from node to node (.members, storage.cfg).
-func (c *Cluster) linkView(n *Node) error {
-	links := map[string]string{
-		"local": filepath.Join("nodes", n.Name), "qemu-server": filepath.Join("nodes", n.Name, "qemu-server"),
-	}
-	for _, name := range viewLinks {
-		links[name] = filepath.Join("..", "..", "..", "etc", "pve", name)
-	}
-	for name, to := range links {
-		path := filepath.Join(n.PMXCFS, name)
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("view of %s: %w", n.Name, err)
-		}
-		if err := os.Symlink(to, path); err != nil {
-			return fmt.Errorf("view of %s: %w", n.Name, err)
+func (c *Cluster) openAPI(context.Context) error {
+	for _, n := range c.nodes {
+		if err := errors.Join(n.proxy.open(c), n.daemon.open(c)); err != nil {
+			return err
 		}
 	}
 	return nil

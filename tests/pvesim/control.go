@@ -155,6 +155,7 @@ func (c *Cluster) MoveVM(vmid int, node string) error {
 func (c *Cluster) SetQuorate(on bool) error {
 	var errs []error
 	for _, n := range c.nodes {
+		n.setQuorate(on)
 		errs = append(errs, c.tree.setQuorate(n.Name, on))
 	}
 	return errors.Join(errs...)

@@ -3,6 +3,7 @@ package pvesim
 import (
 	"crypto/tls"
 	"path/filepath"
+	"sync"
 )
 
 // Node is one node of the cluster.
@@ -19,9 +20,13 @@ type Node struct {
 	GRPC, Metrics string
 
 	cluster *Cluster
+	own     string // the entries of PMXCFS that are this node's alone
 	vz      string // /var/lib/vz: the storage "local"
 	cpus    int
 	memory  int64
+
+	mu    sync.Mutex // guards mount
+	mount mount      // nil while PMXCFS is not mounted
 
 	proxy  *front // pveproxy
 	daemon *front // pvedaemon, plain
@@ -43,6 +48,7 @@ func newNode(c *Cluster, i int, name string) *Node {
 		Lock:      filepath.Join(dir, "lock", "qemu-server"),
 		State:     filepath.Join(dir, "lib"),
 		AgentYAML: filepath.Join(dir, "agent.yaml"),
+		own:       filepath.Join(dir, "own"),
 		vz:        filepath.Join(dir, "vz"),
 		cpus:      c.cfg.CPUs, memory: c.cfg.Memory,
 	}

@@ -90,7 +90,7 @@ func (p *storagePool) create() error {
 // because here all nodes live in one file system.
 func (p *storagePool) lockedWrite() error {
 	for _, n := range p.c.nodes {
-		path := filepath.Join(n.PMXCFS, "storage.cfg")
+		path := filepath.Join(n.own, "storage.cfg")
 		if err := replaceFile(path, p.lockedText(n.Name), 0o640); err != nil {
 			return err
 		}

@@ -9,11 +9,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/pmxfuse"
 )
 
 // vmlist is .vmlist as a reader sees it.
@@ -304,4 +306,76 @@ func TestNewNumbersStartAtTheLowest(t *testing.T) {
 	if ids := c.VMIDs(); !slices.Equal(ids, []int{100, 101, 102, 103, 9000, 9001}) {
 		t.Errorf("%v", ids)
 	}
+}
+
+// kinds runs a test with both kinds of /etc/pve.
+func kinds(t *testing.T, test func(t *testing.T, c *pvesim.Cluster)) {
+	t.Run("dir", func(t *testing.T) { test(t, startCluster(t, nil)) })
+	t.Run("fuse", func(t *testing.T) {
+		dir, err := os.MkdirTemp("/tmp", "pr")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		c, err := pvesim.New(pvesim.Config{Dir: dir, VMs: 4, QEMU: pvesim.Fake, PMXCFS: pvesim.FUSE, ReadDelay: time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Start(t.Context())
+		if missing := (*pmxfuse.MissingError)(nil); errors.As(err, &missing) {
+			t.Skipf("skipped: %v", missing)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		test(t, c)
+	})
+}
+
+func TestUnmountAndMount(t *testing.T) {
+	kinds(t, func(t *testing.T, c *pvesim.Cluster) {
+		n := c.Node("pve2")
+		if l := list(t, n); l.IDs["101"].Node != "pve2" {
+			t.Errorf("%+v", l)
+		}
+		if err := c.SetMounted("pve2", false); err != nil {
+			t.Fatal(err)
+		}
+		if entries, err := os.ReadDir(n.PMXCFS); err != nil || len(entries) != 0 {
+			t.Errorf("unmounted: %v %v", entries, err)
+		}
+		if l := list(t, c.Node("pve1")); len(l.IDs) != 6 {
+			t.Errorf("the other node: %+v", l)
+		}
+		if err := c.SetMounted("pve2", true); err != nil {
+			t.Fatal(err)
+		}
+		if l := list(t, n); l.IDs["101"].Node != "pve2" {
+			t.Errorf("mounted again: %+v", l)
+		}
+		var m struct{ Nodename string }
+		if readJSON(t, filepath.Join(n.PMXCFS, ".members"), &m); m.Nodename != "pve2" {
+			t.Errorf("%+v", m)
+		}
+	})
+}
+
+func TestFUSERefusesWritesWithoutQuorum(t *testing.T) {
+	kinds(t, func(t *testing.T, c *pvesim.Cluster) {
+		if c.PMXCFS() != "fuse" {
+			return // a directory cannot refuse root anything
+		}
+		if err := c.SetQuorate(false); err != nil {
+			t.Fatal(err)
+		}
+		err := os.WriteFile(filepath.Join(c.Node("pve1").PMXCFS, "priv", "x"), nil, 0o600)
+		if !errors.Is(err, os.ErrPermission) {
+			t.Errorf("%v", err)
+		}
+	})
 }

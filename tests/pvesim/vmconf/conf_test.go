@@ -88,7 +88,7 @@ func TestNIC(t *testing.T) {
 		"virtio=BC:24:11:78:31:57,bridge=vmbr0,tag=5":                 "virtio=BC:24:11:78:31:57,bridge=vmbr0,tag=5",
 		"virtio,bridge=vmbr0,macaddr=BC:24:11:78:31:57":               "virtio=BC:24:11:78:31:57,bridge=vmbr0",
 		"model=e1000,macaddr=BC:24:11:78:31:57,firewall=1,bridge=br1": "e1000=BC:24:11:78:31:57,bridge=br1,firewall=1",
-		"virtio,bridge=vmbr0": "virtio,bridge=vmbr0",
+		"virtio,bridge=vmbr0":                                         "virtio,bridge=vmbr0",
 	} {
 		if got := vmconf.ParseNIC("net0", value).String(); got != want {
 			t.Errorf("%s: %s, want %s", value, got, want)
