@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -63,19 +64,20 @@ var rooms = map[string]room{
 	"cmd/pve-rigaud": {imports: "agent agent/config"},
 	"cmd/pvesim":     {imports: "tests/pvesim"},
 
-	"tests":               {},
-	"tests/bench":         {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
-	"tests/demo":          {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
-	"tests/e2e":           {tests: "agent agent/config agent/ops agent/providerpb agent/record"},
-	"tests/payloads":      {},
-	"tests/rig":           {imports: "agent agent/config agent/providerpb tests/pvesim"},
-	"tests/guestimage":    {},
-	"tests/pvesim":        {imports: "qmp/qmptest tests/guestimage tests/pvesim/disk tests/pvesim/kvm tests/pvesim/schema tests/pvesim/vmconf", tests: "agent/pmxcfs agent/pve"},
-	"tests/pvesim/kvm":    {imports: "qmp qmp/qga qmp/qmptest tests/guestimage", tests: "qmp qmp/qga"},
-	"tests/pvesim/disk":   {},
-	"tests/pvesim/schema": {},
-	"tests/pvesim/vmconf": {},
-	"tests/skips":         {},
+	"tests":                {},
+	"tests/bench":          {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
+	"tests/demo":           {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
+	"tests/e2e":            {tests: "agent agent/config agent/ops agent/providerpb agent/record"},
+	"tests/payloads":       {},
+	"tests/rig":            {imports: "agent agent/config agent/providerpb tests/pvesim"},
+	"tests/guestimage":     {},
+	"tests/pvesim":         {imports: "qmp/qmptest tests/guestimage tests/pvesim/disk tests/pvesim/kvm tests/pvesim/pmxfuse tests/pvesim/schema tests/pvesim/vmconf", tests: "agent/config agent/pmxcfs agent/pve"},
+	"tests/pvesim/kvm":     {imports: "qmp qmp/qga qmp/qmptest tests/guestimage", tests: "qmp qmp/qga"},
+	"tests/pvesim/disk":    {},
+	"tests/pvesim/pmxfuse": {},
+	"tests/pvesim/schema":  {},
+	"tests/pvesim/vmconf":  {},
+	"tests/skips":          {},
 }
 
 // testDoubles may be imported by every test, and by nothing that ships.
@@ -108,10 +110,15 @@ type listed struct {
 }
 
 func TestLayers(t *testing.T) {
+	empty := maps.Clone(rooms)
 	for _, p := range list(t, "./...") {
 		for _, complaint := range p.complaints(rooms) {
 			t.Error(complaint)
 		}
+		delete(empty, strings.TrimPrefix(p.ImportPath, module))
+	}
+	for name := range empty {
+		t.Errorf("%s is in the table of rooms, and is no package", name)
 	}
 }
 
