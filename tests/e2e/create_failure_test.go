@@ -198,22 +198,16 @@ func TestAFailedCreateLeavesNothing(t *testing.T) {
 	}
 }
 
-// stubborn keeps PVE from deleting an image when it destroys a VM: it comes back as soon as the VM is gone.
+// stubborn makes an image of a VM stay when PVE destroys the VM: it is there when somebody looks afterwards.
 func (s *stage) stubborn(file string) {
 	path := filepath.Join(s.rig.Dir, "pve1", "vz", "images", file)
-	var once sync.Once
-	s.sim.AfterTask(func(x *pvesim.Task) {
-		if x.Type() != "qmdestroy" {
-			return
+	s.meanwhile("GET", "/nodes/*/storage/*/content", func() {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			s.Error(err)
 		}
-		once.Do(func() {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				s.Error(err)
-			}
-			if err := os.WriteFile(path, nil, 0o600); err != nil {
-				s.Error(err)
-			}
-		})
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			s.Error(err)
+		}
 	})
 }
 
