@@ -3,7 +3,6 @@ package qmp_test
 import (
 	"net"
 	"os"
-	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -43,13 +42,7 @@ func simulated(tb testing.TB) machine {
 func genuine(tb testing.TB) machine {
 	tb.Helper()
 	vm := realqemu.Start(tb, realqemu.Config{Dir: shortDir(tb), VMID: 100, Sockets: 2})
-	return machine{path: vm.QMP, kill: vm.Kill, hang: func(hung bool) {
-		if hung {
-			vm.Signal(tb, syscall.SIGSTOP)
-		} else {
-			vm.Signal(tb, syscall.SIGCONT)
-		}
-	}}
+	return machine{path: vm.QMP, kill: vm.Kill, hang: func(hung bool) { vm.Hang(tb, hung) }}
 }
 
 func newQEMU(tb testing.TB, cfg qmptest.Config) *qmptest.QEMU {

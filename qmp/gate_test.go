@@ -88,6 +88,22 @@ func TestGateServesUsersFirst(t *testing.T) {
 	})
 }
 
+// TestGateBackgroundGivesWay: a user waits for a place on the node, and a
+// background read of the same VM does not queue behind.
+func TestGateBackgroundGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := qmp.NewGate(qmp.GateConfig{Node: 1})
+		leave := enter(t, g, "a", qmp.User)
+		var order notes
+		queueUp(t, g, "b", qmp.User, "user", &order)
+		if _, err := g.Enter(t.Context(), "b", qmp.Background); !errors.Is(err, qmp.ErrBusy) {
+			t.Errorf("%v, want busy", err)
+		}
+		leave()
+		synctest.Wait()
+	})
+}
+
 func TestGateKeepsRoomForUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := qmp.NewGate(qmp.GateConfig{Node: 8})

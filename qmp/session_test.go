@@ -280,6 +280,24 @@ func TestContextOfOpenEndsSession(t *testing.T) {
 	})
 }
 
+// TestContextOfOpenEndsCommand has a command run under another context.
+func TestContextOfOpenEndsCommand(t *testing.T) {
+	on(t, func(t *testing.T, m machine) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := qmp.Open(ctx, m.path, patient)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		m.hang(true)
+		defer m.hang(false)
+		time.AfterFunc(20*time.Millisecond, cancel)
+		if err := s.Execute(t.Context(), "query-status", nil, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want canceled", err)
+		}
+	})
+}
+
 func TestMachineDies(t *testing.T) {
 	on(t, func(t *testing.T, m machine) {
 		s := open(t, m.path, patient)
@@ -493,8 +511,8 @@ func TestNonsense(t *testing.T) {
 		"reply is garbage":           {talk(`%%%`), qmp.ErrProtocol},
 		"reply is an array":          {talk(`[1, 2]`), qmp.ErrProtocol},
 		"reply is an empty object":   {talk(`{}`), qmp.ErrProtocol},
-		"reply of another":           {talk(`{"return": 1, "id": "somebody"}`, `{"error": {"class": "a", "desc": "b"}, "id": 7}`, `{"return": {}}`), nil},
-		"reply within events":        {talk(`{"event": "STOP"}`, `{"return": {}}`), nil},
+		"reply of another":           {talk(`{"return": {"status": "theirs"}, "id": "somebody"}`, `{"error": {"class": "a", "desc": "b"}, "id": 7}`, `{"return": {"status": "ours"}}`), nil},
+		"reply within events":        {talk(`{"event": "STOP"}`, `{"return": {"status": "ours"}}`), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(shortDir(t), "100.qmp")
@@ -508,9 +526,13 @@ func TestNonsense(t *testing.T) {
 				}
 			}()
 			s, err := qmp.Open(t.Context(), path, patient)
+			var reply struct{ Status string }
 			if err == nil {
 				defer s.Close()
-				err = s.Execute(t.Context(), "query-status", nil, nil)
+				err = s.Execute(t.Context(), "query-status", nil, &reply)
+			}
+			if err == nil && reply.Status != "ours" {
+				t.Errorf("reply %+v is another's", reply)
 			}
 			if !errors.Is(err, test.want) || test.want == nil && err != nil {
 				t.Errorf("%v, want %v", err, test.want)

@@ -211,6 +211,21 @@ func TestLateReplies(t *testing.T) {
 	}
 }
 
+// TestUnfinishedReply: the agent, or QEMU's socket, was cut off within a line.
+func TestUnfinishedReply(t *testing.T) {
+	script := append(qmptest.Conversation{}, qmptest.RecordedAgent()[:2]...)
+	script[1].Text = `{"return": {"version": "10.` + script[1].Text
+	path := filepath.Join(shortDir(t), "100.qga")
+	replay, err := qmptest.NewReplay(path, script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open(t, path, patient).Close()
+	if err := replay.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAgentFallsSilent(t *testing.T) {
 	q := newQEMU(t, qmptest.Config{Guest: qmptest.Guest{HostName: "web-1"}})
 	s := open(t, q.AgentPath(), qga.Options{Sync: 10 * time.Second, Command: 100 * time.Millisecond})

@@ -11,7 +11,7 @@ func (q *QEMU) Runstate() string {
 
 // SetRunstate changes the run state, with the STOP or RESUME event of that.
 func (q *QEMU) SetRunstate(state string) {
-	q.emit(q.m.set(func() { q.m.lockedRunstate(state) }))
+	q.change(func() { q.m.lockedRunstate(state) })
 }
 
 // VCPUs is the number of CPUs that are plugged.
@@ -30,7 +30,7 @@ func (q *QEMU) VCPUs() int {
 // SetVCPUs plugs or unplugs CPUs without asking anybody, at least one stays.
 // Plugged ones get Proxmox VE's names, cpu2 for the second.
 func (q *QEMU) SetVCPUs(n int) {
-	q.m.set(func() {
+	q.change(func() {
 		for i := 1; i < len(q.m.cpus); i++ {
 			c := &q.m.cpus[i]
 			if plug := i < n; plug != c.plugged {
@@ -54,13 +54,13 @@ func (q *QEMU) Balloon() int64 {
 // SetBalloon sets what query-balloon tells as actual, in bytes, with the
 // event of that.
 func (q *QEMU) SetBalloon(actual int64) {
-	q.emit(q.m.set(func() { q.m.lockedSetBalloon(actual) }))
+	q.change(func() { q.m.lockedSetBalloon(actual) })
 }
 
 // SetBalloonDriver says whether the guest has a balloon driver (at start it
 // has one). Without, the balloon command succeeds and changes nothing.
 func (q *QEMU) SetBalloonDriver(present bool) {
-	q.m.set(func() { q.m.driver = present })
+	q.change(func() { q.m.driver = present })
 }
 
 // SetGuest changes what the guest agent says.

@@ -80,15 +80,15 @@ func (m *machine) lockedEmit(name string, data any) {
 	m.events = append(m.events, event{name, data})
 }
 
+// handler is that of Handle for a command, nil if there is none.
+func (m *machine) handler(command string) func(json.RawMessage) (any, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.handlers[command]
+}
+
 // run carries out one command and returns its result and the events it caused.
 func (m *machine) run(command string, arguments json.RawMessage) (any, []event, error) {
-	m.mu.Lock()
-	extra := m.handlers[command]
-	m.mu.Unlock()
-	if extra != nil {
-		result, err := extra(arguments)
-		return result, nil, asRefusal(command, err)
-	}
 	c, known := commands[command]
 	if !known {
 		return nil, nil, refuse(command, qmp.ClassCommandNotFound, "The command %s has not been found", command)

@@ -96,6 +96,8 @@ type QEMU struct {
 	greetingDelay atomic.Int64 // nanoseconds
 	replyDelay    atomic.Int64 // nanoseconds
 
+	order sync.Mutex // held from a change of the machine until its events are told; taken before mu
+
 	mu     sync.Mutex    // guards the fields below
 	awake  chan struct{} // closed: not hung
 	begun  time.Time     // of the guest's last boot
@@ -224,12 +226,15 @@ func (q *QEMU) Execute(command string, arguments json.RawMessage) (json.RawMessa
 // Handle teaches the machine a command, or replaces one. The handler's result
 // is marshalled; its error is the client's, a *qmp.Error as it is.
 func (q *QEMU) Handle(command string, handler func(arguments json.RawMessage) (any, error)) {
-	q.m.set(func() { q.m.handlers[command] = handler })
+	q.change(func() { q.m.handlers[command] = handler })
 }
 
 func (q *QEMU) execute(command string, arguments json.RawMessage) (any, error) {
-	result, events, err := q.m.run(command, arguments)
-	q.emit(events)
+	if handler := q.m.handler(command); handler != nil {
+		result, err := handler(arguments)
+		return result, asRefusal(command, err)
+	}
+	result, err := q.run(command, arguments)
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +247,22 @@ func (q *QEMU) execute(command string, arguments json.RawMessage) (any, error) {
 		q.reboot()
 	}
 	return result, nil
+}
+
+// run carries out a command of the machine's own and tells its events.
+func (q *QEMU) run(command string, arguments json.RawMessage) (any, error) {
+	q.order.Lock()
+	defer q.order.Unlock()
+	result, events, err := q.m.run(command, arguments)
+	q.emit(events)
+	return result, err
+}
+
+// change changes the machine and tells the events of that.
+func (q *QEMU) change(f func()) {
+	q.order.Lock()
+	defer q.order.Unlock()
+	q.emit(q.m.set(f))
 }
 
 func (q *QEMU) reboot() {
@@ -274,12 +295,12 @@ func (q *QEMU) powerOff() {
 // PowerOff is what a guest does at the end of its shutdown: run state
 // "shutdown", the process stays.
 func (q *QEMU) PowerOff() {
-	q.emit(q.m.set(func() {
+	q.change(func() {
 		if q.m.runstate == "running" {
 			q.m.lockedEmit("SHUTDOWN", object{"guest": true, "reason": "guest-shutdown"})
 			q.m.lockedRunstate("shutdown")
 		}
-	}))
+	})
 }
 
 // emit gives events to the monitor's client, and queues them for OnEvent.

@@ -3,13 +3,16 @@ package status_test
 import (
 	"context"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/qmp/qga"
@@ -47,13 +50,7 @@ var backends = []struct {
 	}},
 	{"real", func(tb testing.TB, dir string) machine {
 		vm := realqemu.Start(tb, realqemu.Config{Dir: dir, VMID: vmid})
-		return machine{pid: vm.PID, dir: dir, kill: vm.Kill, hang: func(hung bool) {
-			if hung {
-				vm.Signal(tb, syscall.SIGSTOP)
-			} else {
-				vm.Signal(tb, syscall.SIGCONT)
-			}
-		}}
+		return machine{pid: vm.PID, dir: dir, kill: vm.Kill, hang: func(hung bool) { vm.Hang(tb, hung) }}
 	}},
 }
 
@@ -258,6 +255,43 @@ func TestNoProcess(t *testing.T) {
 				t.Errorf("%+v, want off", st)
 			}
 		})
+	}
+}
+
+// TestZombie: a process that has ended is one, also while /proc shows it.
+func TestZombie(t *testing.T) {
+	dir := shortDir(t)
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	// Wait for its end, and leave it for cmd.Wait to bury.
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(shortDir(t), itoa(cmd.Process.Pid))
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writePID(t, dir, itoa(cmd.Process.Pid))
+	writeFile(t, at+"/cmdline", "kvm\x00-pidfile\x00"+dir+"/100.pid\x00")
+	writeFile(t, at+"/stat", "7 (kvm) S"+strings.Repeat(" 1", 40))
+	done := make(chan status.State, 1)
+	go func() {
+		st, err := status.New(status.Config{RunDir: dir, Proc: filepath.Dir(at)}).State(t.Context(), vmid, user)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- st
+	}()
+	select {
+	case st := <-done:
+		if st.Power != status.Off {
+			t.Errorf("%+v, want off", st)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("looks for ever at a process that has ended")
 	}
 }
 

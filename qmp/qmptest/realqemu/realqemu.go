@@ -4,14 +4,15 @@ package realqemu
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,12 +86,45 @@ func (vm *VM) args(cfg Config) []string {
 	}, cfg.Args...)
 }
 
-// Signal sends a signal to the process.
-func (vm *VM) Signal(tb testing.TB, sig syscall.Signal) {
+// Hang stops the process (SIGSTOP) and returns when it has stopped, or lets it
+// go on.
+func (vm *VM) Hang(tb testing.TB, hung bool) {
 	tb.Helper()
+	sig := unix.SIGCONT
+	if hung {
+		sig = unix.SIGSTOP
+	}
 	if err := unix.PidfdSendSignal(vm.fd, sig, nil, 0); err != nil {
 		tb.Fatalf("signal qemu: %v", err)
 	}
+	// The signal is taken by any thread, and until then the others go on.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for hung && !vm.stopped(tb) {
+		<-tick.C
+	}
+}
+
+// stopped reports whether all threads have stopped.
+func (vm *VM) stopped(tb testing.TB) bool {
+	tb.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", vm.PID))
+	if err != nil || len(threads) == 0 {
+		tb.Fatalf("threads of qemu: %v, %d", err, len(threads))
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // a thread that has ended
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if end := bytes.LastIndexByte(stat, ')'); !bytes.HasPrefix(stat[end+1:], []byte(" T")) {
+			return false
+		}
+	}
+	return true
 }
 
 // Kill ends the process and returns when it is gone. Its files stay.
