@@ -50,6 +50,7 @@ type Cluster struct {
 
 	ctx    context.Context //nolint:containedctx // the cluster's life: its tasks outlive every request
 	cancel context.CancelFunc
+	base   context.Context //nolint:containedctx // never ends: for what Close still has to do
 	wg     sync.WaitGroup
 }
 
@@ -85,11 +86,13 @@ func New(cfg Config) (*Cluster, error) {
 // Start brings the cluster up and returns when it answers. It may be called
 // once; when it fails everything is taken down again.
 func (c *Cluster) Start(ctx context.Context) error {
-	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	c.base = context.WithoutCancel(ctx)
+	c.ctx, c.cancel = context.WithCancel(c.base)
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
 	}{
+		{"directory", c.clearDir},
 		{"directories", c.makeDirs},
 		{"certificates", c.makeCerts},
 		{"hypervisor", c.chooseHypervisor},
@@ -132,7 +135,7 @@ func (c *Cluster) Close() error {
 	err = errors.Join(err, c.machines.killAll())
 	if c.cfg.PMXCFS == FUSE {
 		for _, n := range c.nodes {
-			err = errors.Join(err, n.unmount())
+			err = errors.Join(err, n.unmount(c.base))
 		}
 	}
 	return err

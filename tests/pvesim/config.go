@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,6 +99,12 @@ func (c Config) withDefaults() (Config, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.chooseSchema()
+	if !slices.Contains([]QEMU{Auto, Real, Fake}, c.QEMU) {
+		return c, fmt.Errorf("pvesim: qemu %q: want auto, real or fake", c.QEMU)
+	}
+	if c.PMXCFS != Dir && c.PMXCFS != FUSE {
+		return c, fmt.Errorf("pvesim: pmxcfs %q: want dir or fuse", c.PMXCFS)
+	}
 	if !strings.HasPrefix(c.Version, "7.") && !strings.HasPrefix(c.Version, "8.") && !strings.HasPrefix(c.Version, "9.") {
 		return c, fmt.Errorf("pvesim: version %q: want 7.x, 8.x or 9.x", c.Version)
 	}

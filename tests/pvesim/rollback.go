@@ -79,7 +79,7 @@ func (c *Cluster) prepareRollback(ctx context.Context, n *Node, vmid int, name s
 
 func (c *Cluster) revertDisks(ctx context.Context, n *Node, snap vmconf.Section, name string) error {
 	for _, d := range snap.Drives() {
-		if d.Storage() == "" || (d.CDROM() && !d.CloudInit()) {
+		if d.Storage() == "" || d.CDROM() {
 			continue
 		}
 		path, err := c.pool.exists(n.Name, d.File)

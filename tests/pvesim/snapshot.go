@@ -131,7 +131,7 @@ func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name str
 	}
 	m := c.machines.on(n.Name, vmid)
 	for _, d := range conf.Snapshots[name].Drives() {
-		if d.CDROM() && !d.CloudInit() || d.Storage() == "" {
+		if d.CDROM() || d.Storage() == "" {
 			continue
 		}
 		t.logf("snapshotting 'drive-%s' (%s)", d.Key, d.File)
@@ -216,7 +216,7 @@ func (c *Cluster) dropSnapshot(ctx context.Context, n *Node, vmid int, name stri
 		m := c.machines.on(n.Name, vmid)
 		for _, d := range snap.Drives() {
 			path, err := c.pool.exists(n.Name, d.File)
-			if err != nil || (d.CDROM() && !d.CloudInit()) {
+			if err != nil || d.CDROM() {
 				continue
 			}
 			if m != nil && m.real {

@@ -96,7 +96,7 @@ func (c *Cluster) linkView(n *Node) error {
 // unmountTime is how long readers may keep a file of the view open.
 const unmountTime = 10 * time.Second
 
-func (n *Node) unmount() error {
+func (n *Node) unmount(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.mount == nil {
@@ -104,8 +104,7 @@ func (n *Node) unmount() error {
 	}
 	m := n.mount
 	n.mount = nil
-	// Close is called when everybody else's context has ended.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(n.cluster.ctx), unmountTime)
+	ctx, cancel := context.WithTimeout(ctx, unmountTime)
 	defer cancel()
 	if err := m.Unmount(ctx); err != nil {
 		return fmt.Errorf("unmount %s: %w", n.PMXCFS, err)
@@ -131,5 +130,5 @@ func (c *Cluster) SetMounted(node string, on bool) error {
 	if on {
 		return c.mountView(c.ctx, n)
 	}
-	return n.unmount()
+	return n.unmount(c.base)
 }
