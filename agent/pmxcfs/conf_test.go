@@ -195,8 +195,20 @@ func TestConfSet(t *testing.T) {
 func TestConfSetRefuses(t *testing.T) {
 	t.Parallel()
 	for _, kv := range [][2]string{
-		{"", "1"}, {"A", "1"}, {"a b", "1"}, {"a", ""}, {"a", " 1"}, {"a", "1 "}, {"a", "1\nb: 2"}, {"a", "\x00"},
-		{"[x]", "1"}, {"description", "x"}, {"delete", "x"}, {"snapstate", "x"}, {"cdrom", "none"}, {"a:", "1"},
+		{"", "1"},
+		{"A", "1"},
+		{"a b", "1"},
+		{"a", ""},
+		{"a", " 1"},
+		{"a", "1 "},
+		{"a", "1\nb: 2"},
+		{"a", "\x00"},
+		{"[x]", "1"},
+		{"description", "x"},
+		{"delete", "x"},
+		{"snapstate", "x"},
+		{"cdrom", "none"},
+		{"a:", "1"},
 	} {
 		if c, err := conf(t, "a: 1\n").Set(kv[0], kv[1]); err == nil {
 			t.Errorf("Set(%q, %q): got %q, want an error", kv[0], kv[1], c.Bytes())

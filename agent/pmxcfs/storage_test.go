@@ -125,9 +125,16 @@ func TestStorageFormat(t *testing.T) {
 	t.Parallel()
 	all := storages(t, "nfs: nas\nlvm: lvm\nlvmthin: thin\nzfspool: z\nrbd: r\nbtrfs: b\n\tpath /b\n")
 	for _, tt := range [][3]string{
-		{"local", "100/vm-100-disk-0.qcow2", "qcow2"}, {"nas", "100/vm-100-disk-0.vmdk", "vmdk"}, {"nas", "100/vm-100-disk-0.raw", "raw"},
-		{"nas", "iso/x.iso", "raw"}, {"lvm", "vm-100-disk-0", "raw"}, {"lvm", "vm-100-disk-0.qcow2", "qcow2"},
-		{"thin", "vm-100-disk-0", "raw"}, {"z", "base-1-disk-0/vm-100-disk-0", "raw"}, {"r", "vm-1-cloudinit.qcow2", "raw"}, {"b", "1/vm-1-disk-0.raw", "raw"},
+		{"local", "100/vm-100-disk-0.qcow2", "qcow2"},
+		{"nas", "100/vm-100-disk-0.vmdk", "vmdk"},
+		{"nas", "100/vm-100-disk-0.raw", "raw"},
+		{"nas", "iso/x.iso", "raw"},
+		{"lvm", "vm-100-disk-0", "raw"},
+		{"lvm", "vm-100-disk-0.qcow2", "qcow2"},
+		{"thin", "vm-100-disk-0", "raw"},
+		{"z", "base-1-disk-0/vm-100-disk-0", "raw"},
+		{"r", "vm-1-cloudinit.qcow2", "raw"},
+		{"b", "1/vm-1-disk-0.raw", "raw"},
 	} {
 		s, _ := all.Get(tt[0])
 		if got := s.Format(tt[1]); got != tt[2] {

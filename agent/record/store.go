@@ -17,9 +17,6 @@ const (
 	parallel = 8
 	// attempts is how often a call starts again because files came and went under it.
 	attempts = 5
-	// goneSoon is how long Take waits for the kernel to forget a file that was removed on another node: for up to a second
-	// it answers O_EXCL from its cache.
-	goneSoon = 300 * time.Millisecond
 )
 
 // Config says where the records are.
@@ -60,10 +57,6 @@ func (s *Store) Take(r Record) (*Claim, error) {
 		if !errors.Is(err, fs.ErrExist) {
 			return claim, err
 		}
-		if err := s.vacant(h); err != nil {
-			return nil, fmt.Errorf("claim %q: %w", r.Name, err)
-		}
-		time.Sleep(goneSoon)
 	}
 	return nil, fmt.Errorf("claim %q: it came and went %d times", r.Name, attempts)
 }

@@ -61,9 +61,9 @@ func TestAllocateExhausted(t *testing.T) {
 		allocate(t, a, r, nil)
 	}
 	_, err := a.Allocate(t.Context(), r, nil)
-	wantErr[*RangeError](t, err)
+	_ = wantErr[*RangeError](t, err)
 	_, err = a.Allocate(t.Context(), Range{103, 105}, func(int) bool { return true })
-	wantErr[*RangeError](t, err)
+	_ = wantErr[*RangeError](t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := a.Allocate(ctx, Range{103, 105}, nil); !errors.Is(err, context.Canceled) {
@@ -115,7 +115,7 @@ func TestAllocateConcurrently(t *testing.T) {
 	for range 8 {
 		dir := newDir(t)
 		synctest.Test(t, func(t *testing.T) {
-			checkSpans(t, allocateMany(t, dir, func(string) files { return slow{} }))
+			checkSpans(t, allocateMany(t, dir, dir, func() files { return slow{} }))
 		})
 	}
 }
@@ -123,13 +123,14 @@ func TestAllocateConcurrently(t *testing.T) {
 // The same without delays, in real time.
 func TestAllocateRace(t *testing.T) {
 	t.Parallel()
-	checkSpans(t, allocateMany(t, newDir(t), func(string) files { return disk{} }))
+	dir := newDir(t)
+	checkSpans(t, allocateMany(t, dir, dir, func() files { return disk{} }))
 }
 
 // allocateMany allocates from 16 goroutines, over two processes' worth of IDs.
-func allocateMany(t *testing.T, dir string, f func(string) files) []span {
+func allocateMany(t *testing.T, dirA, dirB string, f func() files) []span {
 	t.Helper()
-	both := []*IDs{newIDs(Config{Dir: dir}, f("a")), newIDs(Config{Dir: dir}, f("b"))}
+	both := []*IDs{newIDs(Config{Dir: dirA}, f()), newIDs(Config{Dir: dirB}, f())}
 	var (
 		clock atomic.Int64
 		wg    sync.WaitGroup
@@ -244,7 +245,7 @@ type vanishing struct {
 func (v vanishing) create(path string) (file, error) {
 	f, err := v.disk.create(path)
 	if err == nil {
-		err = v.disk.remove(path)
+		err = v.remove(path)
 	}
 	return f, err
 }
