@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -56,7 +57,7 @@ func start(t *testing.T, settings ...setting) *stage {
 // raise is start without the agent.
 func raise(t *testing.T, settings ...setting) *stage {
 	t.Helper()
-	cfg := rig.Config{Sim: pvesim.Config{
+	cfg := rig.Config{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Sim: pvesim.Config{
 		Nodes: 1, QEMU: pvesim.Fake, AuthDelay: -1, AgentWait: 200 * time.Millisecond, PollUnit: 20 * time.Millisecond,
 		HADelay: time.Millisecond, Scan: 20 * time.Millisecond, LockTimeout: 300 * time.Millisecond,
 	}}
