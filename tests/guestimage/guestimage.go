@@ -19,12 +19,13 @@ import (
 
 // Config says where the parts of the guest are found.
 type Config struct {
-	// CacheDir holds built images and, in its directory "root", packages
-	// extracted with dpkg -x instead of installed. Empty means
-	// pve-rigaud/guestimage in [os.UserCacheDir].
+	// CacheDir holds built images. Empty means pve-rigaud/guestimage in
+	// [os.UserCacheDir].
 	CacheDir string
 	// Roots are searched in this order for the kernel, its modules, busybox,
-	// qemu-ga and the libraries it needs. Empty means "/", CacheDir/root.
+	// qemu-ga and the libraries it needs. Empty means "/" and, for packages
+	// extracted with dpkg -x instead of installed,
+	// pve-rigaud/guestimage/root in [os.UserCacheDir].
 	Roots []string
 }
 
@@ -59,12 +60,14 @@ func (e *MissingError) Error() string {
 // Unwrap returns the causes.
 func (e *MissingError) Unwrap() []error { return e.Causes }
 
-// kernelCommandLine keeps the boot short under TCG: no KASLR, no CPU bug
-// mitigations, no self-tests of the crypto library. PCI hot-plug, ACPI and what a
-// guest does later are as on any Debian machine.
-const kernelCommandLine = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr cryptomgr.notests " +
-	"random.trust_cpu=on random.trust_bootloader=on nowatchdog no_timer_check " +
-	"memhp_default_state=online_movable net.ifnames=0"
+// kernelCommandLine keeps the boot short under TCG: no KASLR, no mitigations
+// of CPU bugs, no self-tests of the crypto library, no clearing of memory, no
+// security modules, and no interrupt routing by ACPI, whose table takes QEMU's
+// pc machine 200 ms to compute for each PCI device. Plugging CPUs, memory and
+// devices, and the power button, work as on any Debian machine.
+const kernelCommandLine = "console=ttyS0 quiet loglevel=4 panic=-1 " +
+	"nokaslr mitigations=off cryptomgr.notests init_on_alloc=0 lsm= acpi=noirq nowatchdog no_timer_check " +
+	"random.trust_cpu=on random.trust_bootloader=on memhp_default_state=online_movable net.ifnames=0"
 
 // Find returns the guest image, built now unless the very same one is in the
 // cache. The error is a [*MissingError] if a package is not installed.
@@ -92,15 +95,16 @@ func Find(ctx context.Context, cfg Config) (Image, error) {
 }
 
 func (c Config) withDefaults() (Config, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil && (c.CacheDir == "" || len(c.Roots) == 0) {
+		return c, fmt.Errorf("guest image: %w", err)
+	}
+	dir = filepath.Join(dir, "pve-rigaud", "guestimage")
 	if c.CacheDir == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return c, fmt.Errorf("guest image: %w", err)
-		}
-		c.CacheDir = filepath.Join(dir, "pve-rigaud", "guestimage")
+		c.CacheDir = dir
 	}
 	if len(c.Roots) == 0 {
-		c.Roots = []string{"/", filepath.Join(c.CacheDir, "root")}
+		c.Roots = []string{"/", filepath.Join(dir, "root")}
 	}
 	return c, nil
 }
