@@ -55,16 +55,18 @@ type Config struct {
 	Version    string // "7.4", "8.4" or "9.1"; default: of SchemaFile, else 9.1
 	SchemaFile string // api/<version>.json of PVE's call schema; default $PVE_API_SCHEMA, "none" = unchecked
 
-	TaskDelay   time.Duration            // between a task's start and its work
-	TaskDelays  map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
-	AuthDelay   time.Duration            // before a 401; default 3 s, negative = none
-	LockTimeout time.Duration            // for the lock file of a VM; default 10 s
-	IdleTimeout time.Duration            // after which the API closes a connection; default 5 s
-	AgentWait   time.Duration            // for the guest agent and for QMP; default 3 s
-	HADelay     time.Duration            // between a hastart/hastop task and its effect; default 100 ms
-	TicketLife  time.Duration            // of a login ticket; default 2 h
-	PollUnit    time.Duration            // PVE's "one second" while it waits for a VM to stop; default 1 s
-	Scan        time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
+	TaskDelay    time.Duration            // between a task's start and its work
+	TaskDelays   map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
+	AuthDelay    time.Duration            // before a 401; default 3 s, negative = none
+	LockTimeout  time.Duration            // for the lock file of a VM; default 10 s
+	IdleTimeout  time.Duration            // after which the API closes a connection; default 5 s
+	AgentWait    time.Duration            // for the guest agent and for QMP; default 3 s
+	HADelay      time.Duration            // between a hastart/hastop task and its effect; default 100 ms
+	TicketLife   time.Duration            // of a login ticket; default 2 h
+	PollUnit     time.Duration            // PVE's "one second" while it waits for a VM to stop; default 1 s
+	CleanupDelay time.Duration            // between the end of a QEMU and PVE's "qm cleanup"; about 0.5 s on a real node
+	CleanupHold  time.Duration            // how long that holds the VM's lock if the VM runs again by then; 30 s on a real node
+	Scan         time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
 
 	Log *slog.Logger
 }

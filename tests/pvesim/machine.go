@@ -197,7 +197,9 @@ func (c *Cluster) awaitExit(m *machine) {
 	case <-c.ctx.Done():
 		return
 	}
+	c.pause(c.ctx, c.cfg.CleanupDelay)
 	err := c.withLock(c.ctx, m.node, m.vmid, cleanupTimeout, false, nil, func() error {
+		c.awaitOther(m)
 		return c.cleanup(m)
 	})
 	if err != nil && c.ctx.Err() == nil {
@@ -209,13 +211,30 @@ func (c *Cluster) awaitExit(m *machine) {
 	}
 }
 
+// awaitOther is the trap of a start right after a stop: "qm cleanup" finds a
+// QEMU of that number running, takes it for the one that ended, and waits for
+// its end with the VM's lock in its hand.
+func (c *Cluster) awaitOther(m *machine) {
+	next := c.machines.on(m.node.Name, m.vmid)
+	if next == nil || next == m || c.cfg.CleanupHold <= 0 {
+		return
+	}
+	timer := time.NewTimer(c.cfg.CleanupHold)
+	defer timer.Stop()
+	select {
+	case <-next.proc.Done():
+	case <-timer.C:
+	case <-c.ctx.Done():
+	}
+}
+
 // cleanupTimeout is how long "qm cleanup" waits for the lock.
 const cleanupTimeout = 60 * time.Second
 
 // cleanup applies what was pending. The caller holds the VM's lock. It works
 // once for each run of a VM.
 func (c *Cluster) cleanup(m *machine) error {
-	if !m.takeCleanup() {
+	if next := c.machines.on(m.node.Name, m.vmid); !m.takeCleanup() || (next != nil && next != m) {
 		return nil
 	}
 	conf, err := c.loadConf(m.node, m.vmid)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"time"
 )
 
@@ -30,11 +29,22 @@ func (t *tree) watch(ctx context.Context, every time.Duration, warn func(error))
 	}
 }
 
+// scanned is a directory of configs as it was seen last.
+type scanned struct {
+	stamp stamp
+	ids   []int
+}
+
+// everyScan is how often each config is looked at even though its directory
+// did not change: a file can be written in place.
+const everyScan = 5
+
 // scan registers foreign writes: configs that came, went or changed, and
 // tracked files.
 func (t *tree) scan() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.scans++
 	changed := t.lockedScanFiles()
 	found := map[int]string{}
 	for _, node := range t.nodes {
@@ -57,21 +67,31 @@ func (t *tree) scan() error {
 	return t.lockedPublish()
 }
 
+// lockedScanNode adds a node's guests of one kind to found.
 func (t *tree) lockedScanNode(node, kind, sub string, found map[int]string) (changed bool) {
 	dir := filepath.Join(t.root, "nodes", node, sub)
+	now, err := statStamp(dir)
+	if err != nil {
+		return false
+	}
+	if was, ok := t.dirs[dir]; ok && was.stamp == now && t.scans%everyScan != 0 {
+		for _, id := range was.ids {
+			found[id] = node
+		}
+		return false
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false
 	}
+	seen := scanned{stamp: now}
 	for _, e := range entries {
 		m := confName.FindStringSubmatch(e.Name())
 		if m == nil {
 			continue
 		}
-		id, err := strconv.Atoi(m[1])
-		if err != nil {
-			continue
-		}
+		id := atoi(m[1])
+		seen.ids = append(seen.ids, id)
 		found[id] = node
 		path := filepath.Join(dir, e.Name())
 		s, err := statStamp(path)
@@ -84,6 +104,7 @@ func (t *tree) lockedScanNode(node, kind, sub string, found map[int]string) (cha
 			changed = true
 		}
 	}
+	t.dirs[dir] = seen
 	return changed
 }
 

@@ -173,7 +173,10 @@ func (c *Cluster) vmResources(who principal) []any {
 		}
 		conf, err := c.loadConf(n, id)
 		if err != nil {
-			continue // gone meanwhile
+			if c.tree.isContainer(id) {
+				out = append(out, map[string]any{"id": fmt.Sprintf("lxc/%d", id), "type": "lxc", "node": n.Name, "vmid": id, "status": "stopped", "template": 0})
+			}
+			continue // else gone meanwhile
 		}
 		s := c.basicStatus(n, id, conf)
 		e := map[string]any{

@@ -33,7 +33,8 @@ type tree struct {
 	online   map[string]bool
 	quorate  map[string]bool // by node that looks
 	tmpCount int
-	failWith error // of every write: no quorum
+	dirs     map[string]scanned // what the last scan found in each directory
+	scans    int
 }
 
 type guest struct {
@@ -61,7 +62,7 @@ func newTree(root string, nodes, views []string) *tree {
 		root: root, nodes: nodes, views: views,
 		start: time.Now().Unix(), clinfo: len(nodes),
 		guests: map[int]guest{}, files: map[string]int{}, stamps: map[string]stamp{},
-		online: map[string]bool{}, quorate: map[string]bool{},
+		online: map[string]bool{}, quorate: map[string]bool{}, dirs: map[string]scanned{},
 	}
 	for _, f := range tracked {
 		t.files[f] = 1
@@ -139,9 +140,6 @@ func (t *tree) addConfs(confs map[int]string, text func(vmid int) []byte) error 
 }
 
 func (t *tree) lockedWritable(node, path string) error {
-	if t.failWith != nil {
-		return t.failWith
-	}
 	if !t.quorate[node] {
 		rel, _ := filepath.Rel(t.root, path)
 		t.tmpCount++
@@ -229,6 +227,12 @@ func (t *tree) owner(vmid int) (string, bool) {
 	defer t.mu.Unlock()
 	g, ok := t.guests[vmid]
 	return g.node, ok
+}
+
+func (t *tree) isContainer(id int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.guests[id].kind == "lxc"
 }
 
 // ids returns the numbers in use, in order, with their nodes.

@@ -387,3 +387,20 @@ func TestVanish(t *testing.T) {
 		t.Errorf("%q", exit)
 	}
 }
+
+// TestStartRightAfterStop: the clean-up of the old process holds the lock
+// while the new one runs.
+func TestStartRightAfterStop(t *testing.T) {
+	c := lab(t, func(cfg *pvesim.Config) {
+		cfg.CleanupDelay, cfg.CleanupHold, cfg.LockTimeout = 200*time.Millisecond, time.Minute, 300*time.Millisecond
+	})
+	cl := newClient(t, c, "pve1")
+	start("100")(t, c, cl)
+	if exit, _ := cl.task("POST "+vm100+"/status/stop", ""); exit != "OK" {
+		t.Fatal(exit)
+	}
+	start("100")(t, c, cl)
+	eventually(t, "a change meets the lock", func() bool {
+		return cl.do("PUT "+vm100+"/config", "description=x").Reason == "can't lock file '/var/lock/qemu-server/lock-100.conf' - got timeout"
+	})
+}
