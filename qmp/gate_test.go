@@ -215,7 +215,7 @@ func TestGateStorm(t *testing.T) {
 func TestGateCounts(t *testing.T) {
 	dir := shortDir(t)
 	q := newQEMU(t, qmptest.Config{Dir: dir, VMID: 100})
-	g := qmp.NewGate(qmp.GateConfig{User: hasty})
+	g := qmp.NewGate(qmp.GateConfig{User: qmp.Options{Greeting: time.Second, Command: time.Second, Hold: time.Minute}})
 	ask := func(s *qmp.Session) error { return s.Execute(t.Context(), "query-status", nil, nil) }
 
 	if err := g.Do(t.Context(), q.QMPPath(), qmp.User, ask); err != nil {

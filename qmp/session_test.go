@@ -292,8 +292,10 @@ func TestContextOfOpenEndsCommand(t *testing.T) {
 		m.hang(true)
 		defer m.hang(false)
 		time.AfterFunc(20*time.Millisecond, cancel)
-		if err := s.Execute(t.Context(), "query-status", nil, nil); !errors.Is(err, context.Canceled) {
-			t.Errorf("%v, want canceled", err)
+		begin := time.Now()
+		err = s.Execute(t.Context(), "query-status", nil, nil)
+		if took := time.Since(begin); !errors.Is(err, context.Canceled) || took > patient.Command/2 {
+			t.Errorf("%v after %v, want canceled at once", err, took)
 		}
 	})
 }

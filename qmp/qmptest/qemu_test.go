@@ -94,7 +94,7 @@ func TestGuestPowersOff(t *testing.T) {
 			}
 		},
 		"guest agent": func(t *testing.T, q *qmptest.QEMU) {
-			s, err := qga.Open(t.Context(), q.AgentPath(), qga.Options{Command: 50 * time.Millisecond})
+			s, err := qga.Open(t.Context(), q.AgentPath(), qga.Options{Sync: 10 * time.Second, Command: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -24,7 +24,10 @@ func writeFile(t *testing.T, path, text string) {
 }
 
 // eager is a gate that does not space background sessions.
-func eager() *qmp.Gate { return qmp.NewGate(qmp.GateConfig{Interval: time.Nanosecond}) }
+func eager() *qmp.Gate {
+	patient := qmp.Options{Greeting: 20 * time.Second, Command: 20 * time.Second, Hold: 20 * time.Second}
+	return qmp.NewGate(qmp.GateConfig{Interval: time.Nanosecond, User: patient, Background: patient})
+}
 
 // openPidfds counts the pidfds of this process; os/exec has some, too.
 func openPidfds(t *testing.T) int {

@@ -59,11 +59,51 @@ func (t *Tracker) refresh(v *vm, st *State, now time.Duration, want Want) {
 			t.readRunstate(ctx, v, qmp.Background)
 		})
 	}
-	// The agent of a guest that does not run cannot answer.
-	awake := st.Runstate == "" || st.Runstate == "running"
-	if want.Agent && awake && take(&v.nextAgent, now) {
+	if want.Agent {
+		v.wanted.Store(int64(now))
+		t.refreshGuest(v, st.Runstate, now)
+	}
+}
+
+// refreshGuest hands on the questions to the guest agent when they are due. The
+// agent of a guest that does not run cannot answer.
+func (t *Tracker) refreshGuest(v *vm, runstate string, now time.Duration) {
+	awake := runstate == "" || runstate == "running"
+	if awake && take(&v.nextAgent, now) {
 		t.hand(t.agents, &v.nextAgent, func(ctx context.Context) { t.readGuest(ctx, v) })
 	}
+}
+
+// revisit asks the agents of booting guests again without being asked to: the
+// address of a new VM is what its users wait for.
+func (t *Tracker) revisit(ctx context.Context) {
+	tick := time.NewTicker(t.cfg.AgentYoung)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := t.now()
+		for _, v := range t.booting(now) {
+			if st, alive := v.state(now); alive {
+				t.refreshGuest(v, st.Runstate, now)
+			}
+		}
+	}
+}
+
+func (t *Tracker) booting(now time.Duration) []*vm {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var list []*vm
+	for _, v := range t.vms {
+		if v.booting(now) {
+			list = append(list, v)
+		}
+	}
+	return list
 }
 
 // take reports whether a task is due and now the caller's.

@@ -22,6 +22,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 	t.runstates.start(inner, &work)
 	t.agents.start(inner, &work)
 	work.Go(func() { t.tellExits(inner) })
+	work.Go(func() { t.revisit(inner) })
 	work.Go(func() {
 		<-inner.Done()
 		t.end(processes)

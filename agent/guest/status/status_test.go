@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/qmp"
 	"github.com/pve-rigaud/pve-rigaud/qmp/qga"
 	"github.com/pve-rigaud/pve-rigaud/qmp/qmptest"
 	"github.com/pve-rigaud/pve-rigaud/qmp/qmptest/realqemu"
@@ -91,10 +92,11 @@ func startQEMU(tb testing.TB, cfg qmptest.Config) *qmptest.QEMU {
 	return q
 }
 
-// run makes a tracker and runs it until the end of the test.
+// run makes a tracker and runs it until the end of the test. Where the test
+// does not say how long to wait, it waits for long: the machine may be busy.
 func run(tb testing.TB, cfg status.Config) *status.Tracker {
 	tb.Helper()
-	tracker := status.New(cfg)
+	tracker := status.New(patiently(cfg))
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() {
@@ -108,6 +110,18 @@ func run(tb testing.TB, cfg status.Config) *status.Tracker {
 	})
 	<-tracker.Ready()
 	return tracker
+}
+
+func patiently(cfg status.Config) status.Config {
+	const long = 20 * time.Second
+	if cfg.UserWait == 0 {
+		cfg.UserWait = long
+	}
+	if cfg.Gate == nil {
+		patient := qmp.Options{Greeting: long, Command: long, Hold: long, RetryBusy: long}
+		cfg.Gate = qmp.NewGate(qmp.GateConfig{User: patient, Background: patient})
+	}
+	return cfg
 }
 
 func state(tb testing.TB, tracker *status.Tracker, want status.Want) status.State {
@@ -175,7 +189,7 @@ func TestProcessDies(t *testing.T) {
 func TestExitIsTold(t *testing.T) {
 	on(t, func(t *testing.T, m machine) {
 		exits := make(chan int, 10)
-		tracker := status.New(status.Config{RunDir: m.dir, OnExit: func(id int) { exits <- id }})
+		tracker := status.New(patiently(status.Config{RunDir: m.dir, OnExit: func(id int) { exits <- id }}))
 		state(t, tracker, user) // before Run
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -475,14 +489,33 @@ func TestSilentAgent(t *testing.T) {
 func TestYoungGuestIsAskedMoreOften(t *testing.T) {
 	dir := shortDir(t)
 	startProcess(t, dir, vmid)
-	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid, Boot: 100 * time.Millisecond, Guest: guest("web-1", "10.0.0.5")})
+	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid, Boot: 300 * time.Millisecond, Guest: guest("web-1", "10.0.0.5")})
 	tracker := run(t, status.Config{
-		RunDir: dir, AgentEvery: time.Hour, AgentYoung: 20 * time.Millisecond, AgentTimeout: 10 * time.Millisecond,
+		RunDir: dir, AgentEvery: time.Hour, AgentYoung: 20 * time.Millisecond, AgentTimeout: 100 * time.Millisecond,
 	})
 	until(t, tracker, user, "the guest's word", func(st status.State) bool { return st.HostName == "web-1" })
 	if n := q.AgentStats().Connections; n < 2 {
 		t.Errorf("%d connections", n)
 	}
+}
+
+// TestYoungGuestIsAwaited: one question is enough.
+func TestYoungGuestIsAwaited(t *testing.T) {
+	dir := shortDir(t)
+	startProcess(t, dir, vmid)
+	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid, Guest: guest("web-1", "10.0.0.5")})
+	q.SetAgentSilent(true)
+	tracker := run(t, status.Config{
+		RunDir: dir, AgentEvery: time.Hour, AgentYoung: 10 * time.Millisecond, AgentTimeout: 100 * time.Millisecond,
+	})
+	state(t, tracker, user)
+	asked := func(n int) func(status.State) bool {
+		return func(status.State) bool { return q.AgentStats().Connections >= n }
+	}
+	noAgent := status.Want{User: true}
+	until(t, tracker, noAgent, "three attempts", asked(3))
+	q.SetAgentSilent(false)
+	until(t, tracker, noAgent, "the guest's word", func(st status.State) bool { return st.HostName == "web-1" })
 }
 
 // TestPausedGuestIsNotAsked: its agent could not answer.

@@ -39,15 +39,21 @@ type Config struct {
 	RunstateEvery time.Duration // age at which a run state is read again, 10 s
 	AgentEvery    time.Duration // age at which the guest agent is asked again, 15 s; doubled each time it is silent
 	AgentMost     time.Duration // until it is this, 5 min
-	AgentYoung    time.Duration // between attempts at a silent agent of a process younger than 3 minutes: its guest boots; 3 s
+	AgentYoung    time.Duration // between attempts at a silent agent of a process younger than 3 minutes, whose guest may be booting, 3 s
 	AgentTimeout  time.Duration // for all questions to one guest agent, 2 s
 	UserWait      time.Duration // for the first run state of a process, when somebody waits, 1 s
-	Workers       int           // background reads at once, of run states and of guest agents each, 4
+	Workers       int           // background reads of run states at once, 4
+	AgentWorkers  int           // background reads of guest agents at once, 16: most of that time goes to silent ones
 	Queue         int           // background reads that may wait, of each, 1024; further ones are dropped
 }
 
-// youth is how long the guest of a process may be booting.
-const youth = 3 * time.Minute
+const (
+	// youth is how long the guest of a process may be booting.
+	youth = 3 * time.Minute
+	// interest is how long a question shows that somebody waits for a young
+	// guest. The manager asks every 10 s.
+	interest = 30 * time.Second
+)
 
 func (c Config) withDefaults() Config {
 	if c.RunDir == "" {
@@ -80,7 +86,7 @@ func (c Config) withDefaults() Config {
 	for _, n := range []struct {
 		field    *int
 		fallback int
-	}{{&c.Workers, 4}, {&c.Queue, 1024}} {
+	}{{&c.Workers, 4}, {&c.AgentWorkers, 16}, {&c.Queue, 1024}} {
 		if *n.field <= 0 {
 			*n.field = n.fallback
 		}
@@ -114,7 +120,7 @@ func New(cfg Config) *Tracker {
 		ready: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	t.runstates = newPool(t.cfg.Workers, t.cfg.Queue)
-	t.agents = newPool(t.cfg.Workers, t.cfg.Queue)
+	t.agents = newPool(t.cfg.AgentWorkers, t.cfg.Queue)
 	return t
 }
 

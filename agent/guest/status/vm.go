@@ -27,6 +27,7 @@ type vm struct {
 	// sets it further in the future has taken the task.
 	nextRunstate atomic.Int64
 	nextAgent    atomic.Int64
+	wanted       atomic.Int64 // when the guest's word was last asked for, in the same unit
 
 	mu         sync.RWMutex // guards all below
 	fd         int          // pidfd, -1 when the process has ended
@@ -115,6 +116,15 @@ func (v *vm) setGuest(g guestFacts, now time.Duration) {
 	}
 	v.st.IPs, v.st.OS, v.st.HostName = g.ips, g.os, g.hostName
 	v.st.Generation = v.bump()
+}
+
+// booting reports whether somebody waits for the first word of a guest that may
+// be booting.
+func (v *vm) booting(now time.Duration) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	since := now - time.Duration(v.wanted.Load())
+	return v.agentAt < 0 && v.wanted.Load() > 0 && since < interest && time.Since(v.started) < youth
 }
 
 // silent counts a silence of the guest agent and returns how many there were
