@@ -58,42 +58,6 @@ func (v *Version) set(name string, n uint64) {
 	}
 }
 
-// VMList is .vmlist: the owner of every guest of the cluster.
-type VMList struct {
-	Version uint64
-	Guests  map[int]Guest
-}
-
-// Guest is one entry of .vmlist.
-type Guest struct {
-	Node    string `json:"node"`
-	Type    string `json:"type"`    // TypeQEMU or TypeLXC
-	Version uint64 `json:"version"` // changes with the guest's config
-}
-
-// ParseVMList decodes .vmlist; path only names the file in errors. A cluster without guests has no "ids" at all.
-func ParseVMList(path string, raw []byte) (VMList, error) {
-	var file struct {
-		Version *uint64          `json:"version"`
-		IDs     map[string]Guest `json:"ids"`
-	}
-	if err := decode(path, raw, &file); err != nil {
-		return VMList{}, err
-	}
-	if file.Version == nil {
-		return VMList{}, &FormatError{Path: path, Reason: "no version"}
-	}
-	list := VMList{Version: *file.Version, Guests: make(map[int]Guest, len(file.IDs))}
-	for id, g := range file.IDs {
-		vmid, err := strconv.Atoi(id)
-		if err != nil || vmid <= 0 || g.Node == "" || g.Type == "" {
-			return VMList{}, &FormatError{Path: path, Reason: fmt.Sprintf("bad entry for guest %q", id)}
-		}
-		list.Guests[vmid] = g
-	}
-	return list, nil
-}
-
 // Members is .members: the nodes of the cluster as corosync sees them from here.
 type Members struct {
 	Node    string // the node this file was read on
