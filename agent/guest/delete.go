@@ -139,12 +139,14 @@ func (g *Guests) destroyWhole(ctx context.Context, id record.ID, order removal) 
 	if err != nil {
 		return err
 	}
+	vols := order.Volumes
 	if conf != nil && (id.Fits(id.VMID, conf.SMBIOSUUID()) || halfMade(order.Record, conf)) {
+		vols = append(slices.Clone(vols), volumes(conf)...)
 		if err := g.destroy(ctx, id.VMID, conf); err != nil {
 			return err
 		}
 	}
-	return g.removeVolumes(ctx, id.VMID, order.Volumes)
+	return g.removeVolumes(ctx, id.VMID, vols)
 }
 
 // halfMade reports whether conf is what is left of the making of rec's VM: under the number that was reserved for it,

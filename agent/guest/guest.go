@@ -50,6 +50,8 @@ type Guests struct {
 	log     *slog.Logger
 	volumes *volumeSizes
 
+	snippets sync.Mutex // held from finding a snippet unneeded to its removal, and while one is written
+
 	mu    sync.RWMutex  // guards views
 	views map[int]*view // by VMID
 }

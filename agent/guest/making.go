@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,8 +21,7 @@ import (
 
 // The steps of a create operation, in their order.
 const (
-	stepClaim     = "claim"     // a number, a uuid and the record that holds the name
-	stepReclaim   = "reclaim"   // remove what a dead claim of the same name left
+	stepClaim     = "claim"     // a number, a uuid and the record that holds the name; what a dead claim has left is removed
 	stepSnippets  = "snippets"  // cloud-init data as files PVE can read
 	stepClone     = "clone"     // PVE copies the source
 	stepConfigure = "configure" // our uuid, size and cloud-init data
@@ -45,9 +45,9 @@ type makingMemo struct {
 	// Generation is Record's, which its JSON lacks: a record's file has it in its name. 0: not taken yet.
 	Generation int
 
-	Stale    *record.Record `json:",omitempty"` // the dead claim whose name we took over
-	CICustom string         `json:",omitempty"`
-	Failure  *ops.Failure   `json:",omitempty"` // set: everything is to be undone
+	CICustom string       `json:",omitempty"`
+	Volumes  []string     `json:",omitempty"` // of the VM, as far as it is made
+	Failure  *ops.Failure `json:",omitempty"` // set: everything is to be undone
 }
 
 // create is the handler of create operations.
@@ -80,7 +80,6 @@ func (m *making) make(ctx context.Context) error {
 		do   func(context.Context, *ops.StepRun) error
 	}{
 		{stepClaim, m.take},
-		{stepReclaim, m.reclaim},
 		{stepSnippets, m.writeSnippets},
 		{stepClone, m.clone},
 		{stepConfigure, m.configure},
@@ -181,27 +180,27 @@ func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim
 		return nil, fault.New(fault.Exists, "%s: VM %d", m.act("another request has made it"), old.VMID)
 	}
 	if old.State == record.Creating {
-		m.memo.Stale = &old
-		if err := m.note(); err != nil {
+		if err := m.reclaim(ctx, old); err != nil {
 			return nil, err
 		}
 	}
 	return m.cfg.Records.TakeOver(old, m.memo.Record)
 }
 
-// reclaim removes the half-made VM of a dead claim whose operation no journal knows any more.
-func (m *making) reclaim(ctx context.Context, _ *ops.StepRun) error {
-	if m.memo.Stale == nil {
-		return nil
-	}
-	conf, err := m.confHere(m.memo.Stale.VMID)
-	if err != nil || conf == nil {
+// reclaim removes the half-made VM of a dead claim, while that claim still tells whose it is.
+func (m *making) reclaim(ctx context.Context, old record.Record) error {
+	conf, err := m.confHere(old.VMID)
+	if err != nil || conf == nil || !halfMade(&old, conf) {
 		return err
 	}
-	if !halfMade(m.memo.Stale, conf) {
-		return nil
+	if err := m.destroy(ctx, old.VMID, conf); err != nil {
+		return err
 	}
-	return m.destroy(ctx, m.memo.Stale.VMID, conf)
+	if err := m.removeVolumes(ctx, old.VMID, volumes(conf)); err != nil {
+		return err
+	}
+	m.removeSnippets(ctx, ownSnippets(conf))
+	return nil
 }
 
 // confHere reads the config of a VM on this node; nil when there is none here.
@@ -231,7 +230,21 @@ func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
 	if err != nil {
 		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
 	}
-	return nil
+	return m.noteVolumes()
+}
+
+// noteVolumes notes the volumes that the VM has by now, so that they can be removed even if its config is lost.
+func (m *making) noteVolumes() error {
+	conf, err := m.confHere(m.vmid())
+	if err != nil || conf == nil {
+		return err
+	}
+	vols := volumes(conf)
+	if slices.Equal(vols, m.memo.Volumes) {
+		return nil
+	}
+	m.memo.Volumes = vols
+	return m.note()
 }
 
 func (m *making) stepBegan(name string) time.Time {
@@ -270,6 +283,22 @@ func (m *making) findClone(ctx context.Context, began time.Time) (pve.UPID, bool
 }
 
 func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
+	err := ops.Retry(ctx, passing, func(ctx context.Context) error {
+		params, err := m.configuration()
+		if err != nil {
+			return err
+		}
+		return m.cfg.PVE.SetConfig(ctx, m.cfg.Node, m.vmid(), params)
+	})
+	if err != nil {
+		return explain(m.act(fmt.Sprintf("configure VM %d", m.vmid())), err)
+	}
+	return m.noteVolumes()
+}
+
+// configuration is what the config is to get. An attempt whose answer was lost may have added the cloud-init drive
+// already, and PVE does not make one twice.
+func (m *making) configuration() (url.Values, error) {
 	params := url.Values{"smbios1": {withUUID(m.order.SMBIOS, m.memo.Record.UUID)}}
 	for k, v := range m.order.Hardware {
 		params.Set(k, v)
@@ -277,22 +306,17 @@ func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
 	if m.memo.CICustom != "" {
 		params.Set("cicustom", m.memo.CICustom)
 	}
-	if m.order.CloudInitKey != "" {
-		if conf, err := m.confHere(m.vmid()); err != nil {
-			return err
-		} else if conf != nil {
-			if _, there := conf.Get(m.order.CloudInitKey); !there {
-				params.Set(m.order.CloudInitKey, m.order.CloudInitStore+":cloudinit")
-			}
-		}
+	if m.order.CloudInitKey == "" {
+		return params, nil
 	}
-	err := ops.Retry(ctx, passing, func(ctx context.Context) error {
-		return m.cfg.PVE.SetConfig(ctx, m.cfg.Node, m.vmid(), params)
-	})
-	if err != nil {
-		return explain(m.act(fmt.Sprintf("configure VM %d", m.vmid())), err)
+	conf, err := m.confHere(m.vmid())
+	if err != nil || conf == nil {
+		return params, err
 	}
-	return nil
+	if _, there := conf.Get(m.order.CloudInitKey); !there {
+		params.Set(m.order.CloudInitKey, m.order.CloudInitStore+":cloudinit")
+	}
+	return params, nil
 }
 
 func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
@@ -377,10 +401,15 @@ func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
 	if err != nil {
 		return err
 	}
+	vols := slices.Clone(m.memo.Volumes)
 	if conf != nil {
+		vols = append(vols, volumes(conf)...)
 		if err := m.destroy(ctx, m.vmid(), conf); err != nil {
 			return err
 		}
+	}
+	if err := m.removeVolumes(ctx, m.vmid(), vols); err != nil {
+		return err
 	}
 	m.removeSnippets(ctx, m.snippetVolumes())
 	if err := m.claim.Release(); err != nil && !errors.Is(err, record.ErrLost) {

@@ -20,10 +20,25 @@ import (
 // which no API call can write. The agent sits on the node and writes them itself. A file's name is a hash of its
 // content, so that writing it twice is no change, and a file never changes under a VM.
 
+// snippetPrefix begins the names of our files.
+const snippetPrefix = "pve-rigaud-"
+
 // snippetFile returns the volume name of content on a storage, "<storage>:snippets/<file>".
 func snippetFile(storage string, content []byte) string {
 	sum := sha256.Sum256(content)
-	return fmt.Sprintf("%s:snippets/pve-rigaud-%s.yaml", storage, hex.EncodeToString(sum[:16]))
+	return fmt.Sprintf("%s:snippets/%s%s.yaml", storage, snippetPrefix, hex.EncodeToString(sum[:16]))
+}
+
+// ownSnippets returns the snippets of ours that a config names.
+func ownSnippets(conf *pmxcfs.Conf) []string {
+	custom, _ := conf.Get("cicustom")
+	var vols []string
+	for f := range strings.SplitSeq(custom, ",") {
+		if _, volume, _ := strings.Cut(f, "="); strings.Contains(volume, ":snippets/"+snippetPrefix) {
+			vols = append(vols, volume)
+		}
+	}
+	return vols
 }
 
 // orderCloudInit decides where the wish's user and meta data go.
@@ -91,6 +106,8 @@ func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
 	for part, content := range parts {
 		named[part] = snippetFile(m.order.Snippets, content)
 	}
+	m.snippets.Lock()
+	defer m.snippets.Unlock()
 	// Noted first: from here on nobody removes these files as unneeded.
 	m.memo.CICustom = cicustom(m.order.CICustom, named)
 	if err := m.note(); err != nil {
@@ -145,8 +162,11 @@ func (g *Guests) removeSnippets(ctx context.Context, vols []string) {
 	if len(vols) == 0 {
 		return
 	}
-	world, err := g.cfg.Watcher.World()
-	if err != nil {
+	g.snippets.Lock()
+	defer g.snippets.Unlock()
+	err := g.cfg.Watcher.Refresh(ctx) // what is known may still have the VM that is gone
+	world, werr := g.cfg.Watcher.World()
+	if err = errors.Join(err, werr); err != nil {
 		g.log.WarnContext(ctx, "cloud-init snippets kept: /etc/pve cannot be read", "volumes", vols, "err", err)
 		return
 	}
