@@ -136,7 +136,9 @@ func (g *Guests) abandoned(ctx context.Context, rec record.Record) (bool, error)
 	if conf == nil || conf.SMBIOSUUID() != rec.UUID {
 		return true, nil
 	}
-	err = g.cfg.Records.Hold(rec).Update(func(r *record.Record) { r.State, r.Volumes = record.Ready, volumes(conf) })
+	err = g.cfg.Records.Hold(rec).Update(func(r *record.Record) {
+		r.State, r.Volumes, r.Snippets = record.Ready, volumes(conf), ownSnippets(conf)
+	})
 	if err != nil {
 		return false, fault.New(fault.Aborted, "create %s: declare VM %d made: %w", rec.Name, rec.VMID, err)
 	}

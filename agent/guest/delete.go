@@ -47,6 +47,11 @@ func (g *Guests) Delete(ctx context.Context, owner string, id record.ID) (*ops.H
 		}
 	}
 	vm, err := g.findHere(ctx, id)
+	if err != nil {
+		if h, lerr := g.dropAbandoned(ctx, id); h != nil || lerr != nil {
+			return h, lerr
+		}
+	}
 	if errors.Is(err, errAbsent) {
 		return nil, g.forgetAbsent(ctx, id)
 	}
@@ -97,6 +102,19 @@ func (g *Guests) mayDelete(ctx context.Context, id record.ID, vm *pmxcfs.VM) (re
 	return order, nil
 }
 
+// dropAbandoned removes what is left of a VM whose making was given up, the journal that knew of it being lost: under
+// the number of id may be a half-made VM, which has not the uuid of id yet. A nil handle: there is nothing of that kind.
+func (g *Guests) dropAbandoned(ctx context.Context, id record.ID) (*ops.Handle, error) {
+	rec, ok, err := g.cfg.Records.ByVMID(id.VMID)
+	if err != nil || !ok || rec.State != record.Creating || rec.Node != g.cfg.Node || rec.ID() != id {
+		return nil, nil //nolint:nilerr // without its record the VM is whatever was found before
+	}
+	if dead, err := g.dead(ctx, rec); err != nil || !dead {
+		return nil, err
+	}
+	return g.dropDead(ctx, rec)
+}
+
 // forgetAbsent gives back the record of a VM that somebody else has removed.
 func (g *Guests) forgetAbsent(ctx context.Context, id record.ID) error {
 	rec, ok, err := g.cfg.Records.ByVMID(id.VMID)
@@ -135,6 +153,9 @@ func (g *Guests) remove(ctx context.Context, r *ops.Run) error {
 // destroyWhole destroys the VM unless it is gone already, and then what is left of its volumes. It may be repeated
 // at any time: the uuid tells whether the number still means the same machine.
 func (g *Guests) destroyWhole(ctx context.Context, id record.ID, order removal) error {
+	if err := g.awaitClone(ctx, order.Record); err != nil {
+		return err
+	}
 	conf, err := g.confHere(id.VMID)
 	if err != nil {
 		return err
@@ -147,6 +168,25 @@ func (g *Guests) destroyWhole(ctx context.Context, id record.ID, order removal) 
 		}
 	}
 	return g.removeVolumes(ctx, id.VMID, vols)
+}
+
+// awaitClone waits for the end of the clone that makes rec's VM, if its operation was lost and the clone goes on:
+// nobody could say whose the VM is before it has a name, and PVE would not remove it.
+func (g *Guests) awaitClone(ctx context.Context, rec *record.Record) error {
+	if rec == nil || rec.State != record.Creating {
+		return nil
+	}
+	err := ops.Retry(ctx, passing, func(ctx context.Context) error {
+		u, _, err := g.findClone(ctx, 0, rec.VMID, rec.Created)
+		if err != nil {
+			return err
+		}
+		return g.cfg.PVE.Wait(ctx, u)
+	})
+	if _, failed := errors.AsType[*pve.TaskError](err); err == nil || failed {
+		return nil // PVE has removed what a failed clone had made
+	}
+	return explain(fmt.Sprintf("delete VM %d: wait for the clone that makes it", rec.VMID), err)
 }
 
 // halfMade reports whether conf is what is left of the making of rec's VM: under the number that was reserved for it,

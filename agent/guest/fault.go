@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -46,6 +47,9 @@ func explain(act string, err error) error {
 // passing reports whether an error may go away by itself while an operation waits: PVE restarts, a lock is held for
 // a moment, quorum is lost for a while.
 func passing(err error) bool {
+	if errors.Is(err, errUnsaid) {
+		return true
+	}
 	switch pve.KindOf(err) {
 	case pve.KindUnreachable, pve.KindLockTimeout, pve.KindNoQuorum, pve.KindAuth, pve.KindTimeout, pve.KindNoTask:
 		return true

@@ -62,10 +62,23 @@ func New(cfg Config) *Guests {
 	g.volumes = &volumeSizes{seen: map[string]storageContent{}, ask: func(ctx context.Context, storage string) ([]pve.Volume, error) {
 		return cfg.PVE.Content(ctx, cfg.Node, storage, pve.ContentQuery{Content: "images"})
 	}}
-	cfg.Ops.Handle(ops.Create, g.create)
-	cfg.Ops.Handle(ops.Delete, g.remove)
-	cfg.Ops.Handle(ops.Power, g.power)
+	cfg.Ops.Handle(ops.Create, g.sighted(g.create))
+	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove))
+	cfg.Ops.Handle(ops.Power, g.sighted(g.power))
 	return g
+}
+
+// sighted makes a handler wait for the first reading of /etc/pve: an operation that is resumed at the start would
+// fail, and be undone, for seeing nothing.
+func (g *Guests) sighted(h ops.Handler) ops.Handler {
+	return func(ctx context.Context, r *ops.Run) error {
+		select {
+		case <-g.cfg.Watcher.Ready():
+			return h(ctx, r)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // errAbsent is the finding that a VM does not exist anywhere in the cluster, without doubt.

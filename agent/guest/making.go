@@ -24,8 +24,8 @@ const (
 	stepClaim     = "claim"     // a number, a uuid and the record that holds the name; what a dead claim has left is removed
 	stepSnippets  = "snippets"  // cloud-init data as files PVE can read
 	stepClone     = "clone"     // PVE copies the source
-	stepConfigure = "configure" // our uuid, size and cloud-init data
 	stepGrow      = "grow"      // the root disk
+	stepConfigure = "configure" // size, cloud-init data and, with that, our uuid: a VM that has it is complete
 	stepReady     = "ready"     // read back, and say so in the record
 	stepUndo      = "undo"      // after a failure: remove everything again
 )
@@ -82,8 +82,8 @@ func (m *making) make(ctx context.Context) error {
 		{stepClaim, m.take},
 		{stepSnippets, m.writeSnippets},
 		{stepClone, m.clone},
-		{stepConfigure, m.configure},
 		{stepGrow, m.grow},
+		{stepConfigure, m.configure},
 		{stepReady, m.ready},
 	} {
 		if s.name != stepClaim {
@@ -163,6 +163,7 @@ func (m *making) choose(ctx context.Context) error {
 	m.memo.Record = record.Record{
 		Owner: m.order.Owner, Name: m.order.Name, VMID: vmid, UUID: uuid.NewString(), Node: m.cfg.Node, Op: m.run.ID(),
 		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: time.Now().UTC(),
+		Snippets: m.snippetVolumes(),
 	}
 	return m.note()
 }
@@ -189,17 +190,10 @@ func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim
 
 // reclaim removes the half-made VM of a dead claim, while that claim still tells whose it is.
 func (m *making) reclaim(ctx context.Context, old record.Record) error {
-	conf, err := m.confHere(old.VMID)
-	if err != nil || conf == nil || !halfMade(&old, conf) {
+	if err := m.destroyWhole(ctx, old.ID(), removal{Record: &old, Volumes: old.Volumes}); err != nil {
 		return err
 	}
-	if err := m.destroy(ctx, old.VMID, conf); err != nil {
-		return err
-	}
-	if err := m.removeVolumes(ctx, old.VMID, volumes(conf)); err != nil {
-		return err
-	}
-	m.removeSnippets(ctx, ownSnippets(conf))
+	m.removeSnippets(ctx, old.Snippets)
 	return nil
 }
 
@@ -218,7 +212,9 @@ func (g *Guests) confHere(vmid int) (*pmxcfs.Conf, error) {
 func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
 	began := m.stepBegan(stepClone)
 	err := m.runTask(ctx, s,
-		func(ctx context.Context) (pve.UPID, bool, error) { return m.findClone(ctx, began) },
+		func(ctx context.Context) (pve.UPID, bool, error) {
+			return m.findClone(ctx, m.order.Source, m.vmid(), began)
+		},
 		func(ctx context.Context) (pve.UPID, error) {
 			return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
 				NewID: m.vmid(), Name: m.order.Name, Full: true, Storage: m.order.Storage,
@@ -260,24 +256,34 @@ func (m *making) stepBegan(name string) time.Time {
 // clockSlack covers the difference between our clock and the second in which PVE says a task began.
 const clockSlack = 5 * time.Second
 
-// findClone looks for the task of a clone whose answer we did not get. A clone's task carries the number of its
-// source; the new number stands in the first line of its log.
-func (m *making) findClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
-	tasks, err := m.cfg.PVE.Tasks(ctx, m.cfg.Node, pve.TaskQuery{
-		VMID: m.order.Source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,
+// errUnsaid is the finding that a clone has begun and waits for the lock of its source: it says only then what it makes.
+var errUnsaid = errors.New("a clone has begun that does not say yet which VM it makes")
+
+// findClone looks for the task that clones source (0: any VM) to vmid, of which nobody told us the UPID. A clone's
+// task carries the number of its source; the new number stands in its log, after what it says of waiting for a lock.
+func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
+	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
+		VMID: source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,
 	})
 	if err != nil {
 		return "", false, err
 	}
-	want := fmt.Sprintf("with ID %d", m.vmid())
+	ours, unsaid := fmt.Sprintf(" with ID %d", vmid), false
 	for _, t := range tasks {
-		log, err := m.cfg.PVE.TaskLog(ctx, t.UPID)
+		log, err := g.cfg.PVE.TaskLog(ctx, t.UPID)
 		if err != nil {
 			return "", false, err
 		}
-		if len(log) > 0 && strings.HasSuffix(log[0], want) {
+		said := slices.IndexFunc(log, func(line string) bool { return strings.HasPrefix(line, "creating a clone of VM ") })
+		switch {
+		case said >= 0 && strings.HasSuffix(log[said], ours):
 			return t.UPID, true, nil
+		case said < 0 && t.Running():
+			unsaid = true
 		}
+	}
+	if unsaid {
+		return "", false, errUnsaid
 	}
 	return "", false, nil
 }
@@ -434,7 +440,7 @@ func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
 	upid := pve.UPID(clone.UPID)
 	err := ops.Retry(ctx, passing, func(ctx context.Context) (err error) {
 		if upid == "" {
-			if upid, _, err = m.findClone(ctx, clone.Began); err != nil || upid == "" {
+			if upid, _, err = m.findClone(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
 				return err
 			}
 		}

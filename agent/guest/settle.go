@@ -65,21 +65,22 @@ func (g *Guests) settle(ctx context.Context) error {
 			g.log.WarnContext(ctx, "record kept", "vm", rec.VMID, "name", rec.Name, "err", err)
 			continue
 		}
-		if dead {
-			g.dropDead(ctx, rec)
+		if !dead {
+			continue
+		}
+		if _, err := g.dropDead(ctx, rec); err != nil {
+			g.log.WarnContext(ctx, "dead record kept", "vm", rec.VMID, "name", rec.Name, "err", err)
 		}
 	}
 	return ctx.Err()
 }
 
 // dropDead removes what a dead record stands for, as a delete operation that leaves the VM alone unless it is half made.
-func (g *Guests) dropDead(ctx context.Context, rec record.Record) {
-	_, _, err := g.cfg.Ops.Start(ctx, ops.Ask{
+func (g *Guests) dropDead(ctx context.Context, rec record.Record) (*ops.Handle, error) {
+	h, _, err := g.cfg.Ops.Start(ctx, ops.Ask{
 		Kind: ops.Delete, Key: fmt.Sprintf("%s/%d", ops.Delete, rec.VMID),
 		Params:  removal{ID: rec.ID().String(), Record: &rec, Generation: rec.Generation, Volumes: rec.Volumes, Snippets: rec.Snippets},
 		Subject: ops.Subject{Owner: rec.Owner, Name: rec.Name, ID: rec.ID().String()},
 	})
-	if err != nil {
-		g.log.WarnContext(ctx, "dead record kept", "vm", rec.VMID, "name", rec.Name, "err", err)
-	}
+	return h, err
 }
