@@ -7,6 +7,7 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -33,7 +34,7 @@ type Disk struct {
 	Format string // raw, qcow2, ...
 }
 
-// List returns the VMs of this node, without templates and containers, by rising VMID. It reads what is watched
+// List returns the VMs of this node, without templates, containers and VMs that are being made, by rising VMID. It reads what is watched
 // already; PVE is asked only for sizes that the configs do not tell, once per storage and minute.
 func (g *Guests) List(ctx context.Context) ([]Listing, error) {
 	world, err := g.cfg.Watcher.World()
@@ -41,8 +42,9 @@ func (g *Guests) List(ctx context.Context) ([]Listing, error) {
 		return nil, fault.New(fault.Precondition, "list VMs: %w", err)
 	}
 	var all []Listing
+	unfinished := g.unfinished()
 	for _, vm := range world.Local() {
-		if vm.Type != pmxcfs.TypeQEMU || vm.Conf == nil || vm.Conf.Template() {
+		if vm.Type != pmxcfs.TypeQEMU || vm.Conf == nil || vm.Conf.Template() || unfinished(vm) {
 			continue
 		}
 		l, err := g.listing(ctx, world, vm)
@@ -52,6 +54,21 @@ func (g *Guests) List(ctx context.Context) ([]Listing, error) {
 		all = append(all, l)
 	}
 	return all, nil
+}
+
+// unfinished tells which VMs are being made, by us or by somebody else: they do not have their uuid yet, so that their
+// id would be another one in a moment, and the manager would adopt them twice.
+func (g *Guests) unfinished() func(*pmxcfs.VM) bool {
+	ours := map[int]bool{}
+	for _, op := range g.cfg.Ops.Active() {
+		if id, err := record.ParseID(op.Subject.ID); err == nil && op.Kind == ops.Create {
+			ours[id.VMID] = true
+		}
+	}
+	return func(vm *pmxcfs.VM) bool {
+		lock := vm.Conf.Lock()
+		return ours[vm.ID] || lock == "clone" || lock == "create"
+	}
 }
 
 // listing returns what ListVMs shows of a VM, made anew only when something has changed.
