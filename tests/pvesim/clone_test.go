@@ -175,6 +175,27 @@ func TestDestroyTakesOnlyOwnVolumes(t *testing.T) {
 	}
 }
 
+// TestDestroyLeavesVolumesOfOthers: a config may name a volume of another VM.
+func TestDestroyLeavesVolumesOfOthers(t *testing.T) {
+	c := lab(t, nil)
+	cl := newClient(t, c, "pve1")
+	dir, err := c.StorageDir("pve1", pvesim.StorageLocal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "images", "777", "vm-777-disk-0.raw")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(other), 0o755), os.WriteFile(other, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cl.must("PUT "+vm100+"/config", "scsi1=local:777/vm-777-disk-0.raw")
+	if exit, _ := cl.task("DELETE "+vm100, ""); exit != "OK" {
+		t.Fatal(exit)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("it went too: %v", err)
+	}
+}
+
 func TestDestroyUnreferenced(t *testing.T) {
 	c := lab(t, nil)
 	cl := newClient(t, c, "pve1")

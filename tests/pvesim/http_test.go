@@ -218,6 +218,9 @@ func TestPrivileges(t *testing.T) {
 	if r := cl.do("GET /cluster/resources", "type=vm"); string(r.Data) != "[]" {
 		t.Errorf("resources without privilege: %s", r.Data)
 	}
+	if r := cl.do("GET /nodes/pve1/tasks", "vmid=100"); string(r.Data) != "[]" {
+		t.Errorf("tasks of others: %s", r.Data)
+	}
 	cl.token = "virtrigaud@pve!clone=s"
 	var perms map[string]map[string]int
 	if err := json.Unmarshal(cl.do("GET /access/permissions", "").Data, &perms); err != nil {

@@ -28,7 +28,7 @@ func startCluster(t *testing.T, change func(*pvesim.Config)) *pvesim.Cluster {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := pvesim.Config{
-		Dir: dir, VMs: 4, QEMU: pvesim.Fake, AuthDelay: -1, AgentWait: 200 * time.Millisecond,
+		Dir: dir, VMs: 4, QEMU: pvesim.Fake, Version: "9.1", AuthDelay: -1, AgentWait: 200 * time.Millisecond,
 		PollUnit: 50 * time.Millisecond, HADelay: time.Millisecond, Scan: 20 * time.Millisecond,
 	}
 	if change != nil {

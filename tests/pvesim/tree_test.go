@@ -373,9 +373,17 @@ func TestFUSERefusesWritesWithoutQuorum(t *testing.T) {
 		if err := c.SetQuorate(false); err != nil {
 			t.Fatal(err)
 		}
-		err := os.WriteFile(filepath.Join(c.Node("pve1").PMXCFS, "priv", "x"), nil, 0o600)
-		if !errors.Is(err, os.ErrPermission) {
-			t.Errorf("%v", err)
+		for _, mounted := range []bool{false, true} {
+			err := os.WriteFile(filepath.Join(c.Node("pve1").PMXCFS, "priv", "x"), nil, 0o600)
+			if !errors.Is(err, os.ErrPermission) {
+				t.Errorf("%v", err)
+			}
+			if mounted {
+				return
+			}
+			if err := errors.Join(c.SetMounted("pve1", false), c.SetMounted("pve1", true)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }

@@ -62,6 +62,25 @@ func TestPendingUntilRestart(t *testing.T) {
 	}
 }
 
+// TestStartAppliesWhatIsPending: as after a crash of the node, when nobody
+// cleaned up.
+func TestStartAppliesWhatIsPending(t *testing.T) {
+	c := lab(t, nil)
+	cl := newClient(t, c, "pve1")
+	path := filepath.Join(c.Tree(), "nodes", "pve1", "qemu-server", "100.conf")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(b, "\n[PENDING]\ncores: 2\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start("100")(t, c, cl)
+	if got := conf(t, c, 100); got["cores"] != "2" {
+		t.Errorf("cores %s", got["cores"])
+	}
+}
+
 func TestHotVCPUs(t *testing.T) {
 	c := lab(t, nil)
 	cl := newClient(t, c, "pve1")
