@@ -59,8 +59,8 @@ func WithJournalHook(hook func(ops.Moment, ops.Event)) Option {
 
 // New assembles an agent and opens its listeners and its journal; nothing runs before Run. What it has opened is
 // closed by Run, or by New itself when it fails.
-func New(ctx context.Context, cfg config.Config, log *slog.Logger, options ...Option) (a *Agent, err error) {
-	a = &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
+func New(ctx context.Context, cfg config.Config, log *slog.Logger, options ...Option) (_ *Agent, err error) {
+	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
