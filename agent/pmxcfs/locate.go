@@ -22,7 +22,8 @@ var moving = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond}
 
 // Locate returns a guest with its owner, proven by opening its config file there at most 1 s ago; concurrent calls for
 // one guest share that proof. If the file is not where .vmlist had it, .vmlist is read again. The guest may be a
-// container, or belong to another node: the caller decides. Conf is as of the last reading (Refresh for a newer one).
+// container, or belong to another node: the caller decides. Conf is as of the last reading, so whoever is about to destroy
+// something compares the uuid after a Refresh: PVE gives the number of a deleted VM to the next one at once.
 //
 // ErrNotFound says that it was not found, never that it does not exist: ask Absent.
 func (w *Watcher) Locate(ctx context.Context, vmid int) (*VM, error) {

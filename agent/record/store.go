@@ -328,7 +328,8 @@ func (s *Store) remember(records []Record) {
 }
 
 // ByVMID returns the record of the VM with that number. It is quick for one that was found or listed before; else it
-// reads all of them. Whether it is the same VM, the caller tells by its UUID.
+// reads all of them. Whether it is the same VM, the caller tells by its UUID. *IncompleteError if a take-over is being
+// written, which may be of that VM. (A first generation that is being written is of a VM that is not made yet.)
 func (s *Store) ByVMID(vmid int) (Record, bool, error) {
 	s.mu.Lock()
 	name, ok := s.byVMID[vmid]
@@ -345,6 +346,11 @@ func (s *Store) ByVMID(vmid int) (Record, bool, error) {
 	for _, r := range list.Records {
 		if r.VMID == vmid {
 			return r, true, nil
+		}
+	}
+	for _, torn := range list.Incomplete {
+		if torn.Generation > 1 {
+			return Record{}, false, fmt.Errorf("find record of vm %d: %w", vmid, &IncompleteError{torn})
 		}
 	}
 	return Record{}, false, nil

@@ -263,6 +263,24 @@ func TestListAndByVMID(t *testing.T) {
 	}
 }
 
+// A take-over that is being written hides the generation below, so nobody can say that there is none.
+func TestByVMIDIncomplete(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	take(t, s, web1())
+	other := web1()
+	other.Name = "other"
+	torn(t, s, other, "")
+	if _, found, err := s.ByVMID(10001); found || err != nil {
+		t.Errorf("a first generation being written: got %v, %v", found, err)
+	}
+	torn(t, s, web1With(2), "")
+	_, _, err := New(Config{Dir: s.dir.root}).ByVMID(10000)
+	if e := wantErr[*IncompleteError](t, err); e.Generation != 2 {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
