@@ -38,6 +38,7 @@ type options struct {
 	cfg    pvesim.Config
 	memory string
 	tokens []string
+	users  []string
 	debug  bool
 	qemu   string
 	pmxcfs string
@@ -61,6 +62,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&o.cfg.Version, "pve-version", "", "7.4, 8.4 or 9.1; default: of the schema, else 9.1")
 	f.StringVar(&o.cfg.SchemaFile, "schema", "", "PVE's call schema to check requests against; default $PVE_API_SCHEMA, \"none\" for no check")
 	f.StringArrayVar(&o.tokens, "token", nil, "another API token: ID=SECRET[=PATH:PRIV,PRIV[;PATH:...]]; all privileges without a list")
+	f.StringArrayVar(&o.users, "user", nil, "another user, like --token: user@realm=password[=PATH:PRIV,...]")
 	f.DurationVar(&o.cfg.AuthDelay, "auth-delay", 0, "time before a 401; default 3s, negative for none")
 	f.BoolVar(&o.debug, "debug", false, "log what happens")
 	if err := f.Parse(args); err != nil {
@@ -90,10 +92,8 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, spec := range o.tokens {
-		if err := addToken(c, spec); err != nil {
-			return err
-		}
+	if err := addAccounts(c, o); err != nil {
+		return err
 	}
 	if err := c.Start(ctx); err != nil {
 		return err
@@ -108,6 +108,9 @@ func announce(out io.Writer, c *pvesim.Cluster, o *options) {
 	lines := []string{"virtual machines: " + c.Hypervisor()}
 	if why := c.Why(); why != "" {
 		lines = append(lines, "  not real ones: "+strings.ReplaceAll(why, "\n", "\n  "))
+	}
+	if ids := c.StandIns(); ids != "" {
+		lines = append(lines, "  stand-ins instead: "+ids)
 	}
 	lines = append(lines, "/etc/pve: "+c.PMXCFS(), "schema: "+c.Schema())
 	for _, n := range c.Nodes() {
@@ -134,24 +137,41 @@ func report(out io.Writer, c *pvesim.Cluster) error {
 	return nil
 }
 
-// addToken reads "user@realm!name=secret" with an optional list of privileges
-// by path behind another "=".
-func addToken(c *pvesim.Cluster, spec string) error {
-	parts := strings.SplitN(spec, "=", 3)
-	if len(parts) < 2 || !strings.Contains(parts[0], "!") {
-		return fmt.Errorf("--token %q: want user@realm!name=secret", spec)
-	}
-	acl := pvesim.ACL{"/": pvesim.AllPrivileges(c.Version())}
-	if len(parts) == 3 {
-		acl = pvesim.ACL{}
-		for _, entry := range strings.Split(parts[2], ";") {
-			path, privs, ok := strings.Cut(entry, ":")
-			if !ok {
-				return fmt.Errorf("--token %q: want PATH:PRIV,PRIV", spec)
-			}
-			acl[path] = strings.Split(privs, ",")
+func addAccounts(c *pvesim.Cluster, o *options) error {
+	for _, spec := range o.tokens {
+		id, secret, acl, err := account(c, spec)
+		if err != nil || !strings.Contains(id, "!") {
+			return fmt.Errorf("--token %q: want user@realm!name=secret[=PATH:PRIV,PRIV;PATH:...]", spec)
 		}
+		c.AddToken(id, secret, acl)
 	}
-	c.AddToken(parts[0], parts[1], acl)
+	for _, spec := range o.users {
+		id, password, acl, err := account(c, spec)
+		if err != nil || !strings.Contains(id, "@") {
+			return fmt.Errorf("--user %q: want user@realm=password[=PATH:PRIV,PRIV;PATH:...]", spec)
+		}
+		c.AddUser(id, password, acl)
+	}
 	return nil
+}
+
+// account reads "id=secret" with an optional list of privileges by path
+// behind another "="; without it all privileges are given.
+func account(c *pvesim.Cluster, spec string) (id, secret string, acl pvesim.ACL, err error) {
+	parts := strings.SplitN(spec, "=", 3)
+	if len(parts) < 2 {
+		return "", "", nil, errors.New("no secret")
+	}
+	if len(parts) == 2 {
+		return parts[0], parts[1], pvesim.ACL{"/": pvesim.AllPrivileges(c.Version())}, nil
+	}
+	acl = pvesim.ACL{}
+	for _, entry := range strings.Split(parts[2], ";") {
+		path, privs, ok := strings.Cut(entry, ":")
+		if !ok {
+			return "", "", nil, errors.New("no privileges")
+		}
+		acl[path] = strings.Split(privs, ",")
+	}
+	return parts[0], parts[1], acl, nil
 }

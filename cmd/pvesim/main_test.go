@@ -69,7 +69,8 @@ func runIn(t *testing.T, dir string, use func(env map[string]string), args ...st
 	}
 	use(env)
 	cancel()
-	return out.String(), <-done
+	err = <-done
+	return out.String(), err
 }
 
 func tempDir(t *testing.T) string {
@@ -154,6 +155,8 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--dir", "/tmp/x", "--pve-version", "6.4"}, "want 7.x, 8.x or 9.x"},
 		{[]string{"--dir", "/tmp/x", "--schema", "/nonexistent"}, "no such file"},
 		{[]string{"--dir", "/tmp/x", "--token", "nonsense"}, "want user@realm!name=secret"},
+		{[]string{"--dir", "/tmp/x", "--user", "nobody=x"}, "want user@realm=password"},
+		{[]string{"--dir", "/tmp/x", "--first-vmid", "8950"}, "are the templates'"},
 		{[]string{"--dir", "/tmp/x", "--qemu", "maybe"}, `qemu "maybe"`},
 		{[]string{"--dir", "/tmp/x", "--pmxcfs", "nfs"}, `pmxcfs "nfs"`},
 	} {

@@ -104,6 +104,10 @@ func (c Config) withDefaults() (Config, error) {
 	if !slices.Contains([]QEMU{Auto, Real, Fake}, c.QEMU) {
 		return c, fmt.Errorf("pvesim: qemu %q: want auto, real or fake", c.QEMU)
 	}
+	if c.FirstVM < 100 || (!c.NoTemplates && c.FirstVM <= TemplateSharedID && c.FirstVM+c.VMs > TemplateID) {
+		return c, fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d and %d are the templates'",
+			c.VMs, c.FirstVM, TemplateID, TemplateSharedID)
+	}
 	if c.PMXCFS != Dir && c.PMXCFS != FUSE {
 		return c, fmt.Errorf("pvesim: pmxcfs %q: want dir or fuse", c.PMXCFS)
 	}

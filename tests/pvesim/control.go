@@ -225,6 +225,15 @@ func (c *Cluster) Version() string { return c.cfg.Version }
 // PMXCFS says how the nodes see /etc/pve.
 func (c *Cluster) PMXCFS() string { return string(c.cfg.PMXCFS) }
 
+// StandIns says which VMs are stand-ins beside real ones, "" for none: those
+// that are there from the beginning.
+func (c *Cluster) StandIns() string {
+	if c.hyper == c.standIn || c.cfg.VMs == 0 {
+		return ""
+	}
+	return fmt.Sprintf("VMs %d-%d", c.cfg.FirstVM, c.cfg.FirstVM+c.cfg.VMs-1)
+}
+
 // ParseSize reads "64G" into bytes.
 func ParseSize(s string) (int64, error) {
 	n, err := vmconf.ParseSize(s)

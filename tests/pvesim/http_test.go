@@ -162,6 +162,11 @@ func TestTicket(t *testing.T) {
 			t.Errorf("PUT with CSRF token %q: %d %s, want %s", sent, r.Status, r.Reason, want)
 		}
 	}
+	cl.base = c.Node("pve1").Daemon()
+	if r := cl.withTicket("PUT", conf, "args=-no-hpet", ticket, ""); r.Status != 200 {
+		t.Errorf("PUT to pvedaemon: %d %s", r.Status, r.Reason)
+	}
+	cl.base = c.Node("pve1").API()
 	if r := cl.withTicket("GET", "/version", "", "PVE:root@pam:00000000::x", ""); r.Status != 401 {
 		t.Errorf("forged ticket: %d %s", r.Status, r.Reason)
 	}
