@@ -173,6 +173,17 @@ func TestGateWaitEndsWithContext(t *testing.T) {
 	})
 }
 
+func TestGateTurnComesTooLate(t *testing.T) {
+	g := qmp.NewGate(qmp.GateConfig{})
+	if err := g.LetInAndWithdraw("a", context.Canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want canceled", err)
+	}
+	if st := g.Stats(); st.InUse != 0 || st.Waiting != 0 {
+		t.Errorf("the turn was not given back: %+v", st)
+	}
+	enter(t, g, "a", qmp.User)()
+}
+
 // TestGateStorm has turns come and contexts end at the same moments.
 func TestGateStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

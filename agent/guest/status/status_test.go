@@ -185,6 +185,44 @@ func TestProcessDies(t *testing.T) {
 	})
 }
 
+// TestExitIsToldOnce: many notice the end at the same moment.
+func TestExitIsToldOnce(t *testing.T) {
+	dir := shortDir(t)
+	p, last := startProcess(t, dir, vmid), startProcess(t, dir, other)
+	exits := make(chan int, 1000)
+	tracker := run(t, status.Config{RunDir: dir, OnExit: func(id int) { exits <- id }})
+	for round := range 20 {
+		state(t, tracker, status.Want{})
+		var work sync.WaitGroup
+		for range 8 {
+			work.Go(func() {
+				for st := (status.State{Running: true}); st.Running; {
+					var err error
+					if st, err = tracker.State(t.Context(), vmid, status.Want{}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		p.Kill()
+		work.Wait()
+		if round < 19 {
+			p = startProcess(t, dir, vmid)
+		}
+	}
+	if _, err := tracker.State(t.Context(), other, status.Want{}); err != nil {
+		t.Fatal(err)
+	}
+	last.Kill()
+	ends := 0
+	for <-exits != other {
+		ends++
+	}
+	if ends != 20 {
+		t.Errorf("20 ends were told %d times", ends)
+	}
+}
+
 // TestExitIsTold: nobody asks, and OnExit is called all the same.
 func TestExitIsTold(t *testing.T) {
 	on(t, func(t *testing.T, m machine) {
@@ -394,16 +432,37 @@ func TestFirstSightInTheBackground(t *testing.T) {
 	until(t, tracker, nobody, "running", func(st status.State) bool { return st.Runstate == "running" })
 }
 
+// other is a second VM, whose reads show that those of the first one are over:
+// with one worker they are made in the order in which they were asked for.
+const other = vmid + 1
+
+// settle returns when all background reads that have been asked for are made.
+func settle(t *testing.T, tracker *status.Tracker, q *qmptest.QEMU) {
+	t.Helper()
+	before, agent := q.Stats().Sessions, q.AgentStats().Sessions
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for q.Stats().Sessions == before || q.AgentStats().Sessions == agent {
+		if _, err := tracker.State(t.Context(), other, status.Want{Agent: true}); err != nil {
+			t.Fatal(err)
+		}
+		<-tick.C
+	}
+}
+
 // TestLockedVM: its monitor is left alone, unless it is the first question.
 func TestLockedVM(t *testing.T) {
 	dir := shortDir(t)
 	startProcess(t, dir, vmid)
+	startProcess(t, dir, other)
 	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid})
-	tracker := run(t, status.Config{RunDir: dir, Gate: eager(), RunstateEvery: time.Nanosecond})
+	clock := startQEMU(t, qmptest.Config{Dir: dir, VMID: other})
+	tracker := run(t, status.Config{RunDir: dir, Gate: eager(), Workers: 1, RunstateEvery: time.Nanosecond, AgentEvery: time.Nanosecond})
 	locked := status.Want{Lock: "backup"}
 	for range 20 {
 		state(t, tracker, locked)
 	}
+	settle(t, tracker, clock)
 	if n := q.Stats().Connections; n != 0 {
 		t.Errorf("%d connections", n)
 	}
@@ -411,6 +470,7 @@ func TestLockedVM(t *testing.T) {
 	for range 20 {
 		state(t, tracker, locked)
 	}
+	settle(t, tracker, clock)
 	if st := q.Stats(); st.Sessions != 1 {
 		t.Errorf("%+v, want one session", st)
 	}
@@ -522,13 +582,41 @@ func TestYoungGuestIsAwaited(t *testing.T) {
 func TestPausedGuestIsNotAsked(t *testing.T) {
 	dir := shortDir(t)
 	startProcess(t, dir, vmid)
+	startProcess(t, dir, other)
 	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid, Runstate: "paused"})
-	tracker := run(t, status.Config{RunDir: dir})
-	for range 100 {
-		state(t, tracker, user)
-	}
+	clock := startQEMU(t, qmptest.Config{Dir: dir, VMID: other})
+	tracker := run(t, status.Config{RunDir: dir, Gate: eager(), AgentWorkers: 1, RunstateEvery: time.Nanosecond, AgentEvery: time.Nanosecond})
+	state(t, tracker, user)
+	settle(t, tracker, clock)
 	if n := q.AgentStats().Connections; n != 0 {
 		t.Errorf("%d connections", n)
+	}
+}
+
+// TestKnownGuestIsLeftAlone: without a question there are no reads, but for the
+// first word of a booting guest.
+func TestKnownGuestIsLeftAlone(t *testing.T) {
+	dir := shortDir(t)
+	startProcess(t, dir, vmid)
+	startProcess(t, dir, other)
+	q := startQEMU(t, qmptest.Config{Dir: dir, VMID: vmid, Guest: guest("web-1", "10.0.0.5")})
+	clock := startQEMU(t, qmptest.Config{Dir: dir, VMID: other})
+	clock.SetAgentSilent(true) // and so it is revisited
+	tracker := run(t, status.Config{
+		RunDir: dir, AgentEvery: time.Nanosecond, AgentYoung: 5 * time.Millisecond, AgentTimeout: 50 * time.Millisecond,
+	})
+	until(t, tracker, user, "the guest's word", func(st status.State) bool { return st.HostName != "" })
+	settleAgent := func(n int) {
+		until(t, tracker, status.Want{}, "attempts at the other", func(status.State) bool { return clock.AgentStats().Connections >= n })
+	}
+	if _, err := tracker.State(t.Context(), other, user); err != nil {
+		t.Fatal(err)
+	}
+	settleAgent(2)
+	before := q.AgentStats().Connections
+	settleAgent(7)
+	if n := q.AgentStats().Connections - before; n != 0 {
+		t.Errorf("%d connections without a question", n)
 	}
 }
 
