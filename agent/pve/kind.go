@@ -73,6 +73,7 @@ var texts = []pattern{
 	{KindNoNode, re(`^hostname lookup '[^']*' failed|no such cluster node '|^proxy not allowed`)}, // every call
 	{KindLocked, re(`VM is locked( \(|$)`)},                                                       // PUT config, clone
 	{KindExists, re(`config file already exists|(VM|CT) \d+ already exists on node '`)},           // clone, create
+	{KindExists, re(`atomic file '[^']*\.conf' failed: File exists`)},                             // clone: another node has that number
 	{KindExists, re(`snapshot name '[^']*' already used|disk image '[^']*' already exists`)},      // snapshot
 	{KindTemplateInUse, re(`base volume '[^']*' is still in use by linked clone`)},                // delete
 	{KindProtected, re(`protection mode enabled`)},                                                // PVE::AbstractConfig
