@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -85,9 +86,9 @@ func claimed(op ops.Op) bool {
 // made returns the id of the VM that owner's name stands for already, or "" when the name is free or only a dead
 // claim holds it.
 func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
-	rec, ok, err := g.cfg.Records.Find(owner, name)
+	rec, ok, err := g.findRecord(owner, name)
 	if err != nil {
-		return "", fault.New(fault.Precondition, "create %s: read its record: %w", name, err)
+		return "", refineClaim(fmt.Sprintf("create %s: read its record", name), err)
 	}
 	if !ok {
 		return "", nil
@@ -101,6 +102,20 @@ func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
 		return "", fault.New(fault.Exists, "create %s: a VM of that name (%s) exists and is in use by another object of this client; choose another name", name, id)
 	}
 	return id.String(), nil
+}
+
+// findRecord returns the record of owner's name. One that was cut short by a crash, and is old enough for its writer to
+// be dead, is removed: nothing but the claim can have been made by then.
+func (g *Guests) findRecord(owner, name string) (record.Record, bool, error) {
+	rec, ok, err := g.cfg.Records.Find(owner, name)
+	torn, cut := errors.AsType[*record.IncompleteError](err)
+	if !cut || !torn.Dead(time.Now()) {
+		return rec, ok, err
+	}
+	if _, err := g.cfg.Records.Sweep(time.Now()); err != nil {
+		return record.Record{}, false, err
+	}
+	return g.cfg.Records.Find(owner, name)
 }
 
 // dead reports whether a record stands for no VM and nobody is making one: its VM is gone without doubt, or its

@@ -221,12 +221,33 @@ func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
 			})
 		})
 	if pve.KindOf(err) == pve.KindExists {
+		err = m.joinClone(ctx, s, began, err)
+	}
+	if pve.KindOf(err) == pve.KindExists {
 		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
 	}
 	if err != nil {
 		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
 	}
 	return m.noteVolumes()
+}
+
+// joinClone waits for the clone that has taken the number, if it is ours: a request whose answer was lost may be carried
+// out later than we looked for what it did. If it is not ours, the result is taken, the error that told so.
+func (m *making) joinClone(ctx context.Context, s *ops.StepRun, began time.Time, taken error) error {
+	return ops.Retry(ctx, passing, func(ctx context.Context) error {
+		u, ok, err := m.findClone(ctx, m.order.Source, m.vmid(), began)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return taken
+		}
+		if err := s.Task(string(u)); err != nil {
+			return err
+		}
+		return m.cfg.PVE.Wait(ctx, u)
+	})
 }
 
 // noteVolumes notes the volumes that the VM has by now, so that they can be removed even if its config is lost.
