@@ -40,6 +40,9 @@ func (r *crashRow) wanted() (exists, on bool) {
 func (r *crashRow) check() error {
 	exists, on := r.wanted()
 	vms := r.named(r.vm)
+	if r.aged { // nobody asked again: what was complete is kept, what was not is removed
+		exists = len(vms) > 0
+	}
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	want := 0
@@ -110,7 +113,7 @@ func (r *crashRow) checkClones(vms map[int]map[string]string) error {
 		errs = append(errs, fmt.Errorf("more than one VM was made: %v", r.clones))
 	}
 	for newid, times := range r.clones {
-		if times != 1 {
+		if times != 1 && !r.late { // then the second is refused
 			errs = append(errs, fmt.Errorf("PVE was asked %d times to clone VM %s", times, newid))
 		}
 		vmid, err := strconv.Atoi(newid)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,11 @@ type crashCase struct {
 	alone    bool   // nobody repeats the request
 	broken   bool   // PVE refuses to configure the VM, so that everything is to be undone
 	withdraw bool   // the request for a VM is not repeated: its Delete follows
+	mute     bool   // a clone does not say what it makes before the last life has looked for that
+	late     bool   // the call is carried out only when the last life makes it again
+	dark     int32  // so many requests of the last life find PVE's API closed
+	aged     bool   // long enough ago for an agent that comes back to settle it unasked
+	torn     bool   // the record is cut short, as by a crash while it is written
 }
 
 // crashCall is a request to PVE at which the agent dies.
@@ -64,13 +70,34 @@ type crashRow struct {
 	firstID string          // from the first answer, "" if there was none
 	told    chan struct{}   // closed when the first answer is there, if any
 	refuse  atomic.Bool     // PVE refuses to configure VMs
+	dropped atomic.Int32    // requests that still find the API closed
 	release func()          // of the tasks held
+	muted   chan struct{}   // closed when clones may say what they make
+	made    chan struct{}   // closed when the late call is carried out
+	remade  chan struct{}   // closed when it is made again
+	lives   int
+
+	tornFile string // the record that was cut short
 
 	mu     sync.Mutex // guards all below
 	armed  bool       // call is waited for
 	clones map[string]int
-	calls  int // of PVE that concern VMs
-	lives  int
+	waits  []crashWait
+}
+
+// crashWait is a request that somebody waits for.
+type crashWait struct {
+	path string // how it ends; "" for any that concerns VMs
+	seen chan struct{}
+}
+
+// when returns a channel that is closed at the next request whose path ends so.
+func (r *crashRow) when(path string) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := crashWait{path: path, seen: make(chan struct{})}
+	r.waits = append(r.waits, w)
+	return w.seen
 }
 
 // asked is called for each request before PVE carries it out.
@@ -81,9 +108,13 @@ func (r *crashRow) asked(rq *http.Request) {
 		return // the client died while it asked
 	}
 	r.mu.Lock()
-	if path != "/nodes" {
-		r.calls++
-	}
+	r.waits = slices.DeleteFunc(r.waits, func(w crashWait) bool {
+		if path == "/nodes" || !strings.HasSuffix(path, w.path) {
+			return false
+		}
+		close(w.seen)
+		return true
+	})
 	if rq.Method == http.MethodPost && strings.HasSuffix(path, "/clone") {
 		r.clones[form.Get("newid")]++
 	}
@@ -102,10 +133,35 @@ func crashForm(rq *http.Request) (url.Values, error) {
 }
 
 // answered is called when PVE has carried out a request and not yet said so.
-func (r *crashRow) answered(rq *http.Request) { r.perhapsKill(rq, true) }
+func (r *crashRow) answered(rq *http.Request) {
+	r.perhapsKill(rq, true)
+	if r.late && r.call.matches(rq) {
+		r.once(r.made)
+	}
+}
+
+func (c *crashCall) matches(rq *http.Request) bool { return pvesim.Match(c.method, c.path)(rq) }
+
+// once closes a channel that may be closed.
+func (r *crashRow) once(c chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+func (r *crashRow) await(c <-chan struct{}) {
+	select {
+	case <-c:
+	case <-r.ctx.Done():
+	}
+}
 
 func (r *crashRow) perhapsKill(rq *http.Request, answered bool) {
-	if r.call == nil || r.call.answered != answered || !pvesim.Match(r.call.method, r.call.path)(rq) {
+	if r.call == nil || r.call.answered != answered || !r.call.matches(rq) {
 		return
 	}
 	r.mu.Lock()
@@ -113,21 +169,26 @@ func (r *crashRow) perhapsKill(rq *http.Request, answered bool) {
 	r.armed = false
 	r.mu.Unlock()
 	if !armed {
+		if r.late {
+			r.once(r.remade)
+			r.await(r.made)
+		}
 		return
 	}
 	if r.call.told {
-		select {
-		case <-r.told:
-		case <-r.ctx.Done():
-		}
+		r.await(r.told)
 	}
 	r.life.kill()
+	if r.late {
+		r.await(r.remade)
+	}
 }
 
-func (r *crashRow) count() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.calls
+// task is called for each task before it does anything.
+func (r *crashRow) task(kind string) {
+	if r.mute && kind == "qmclone" {
+		r.await(r.muted)
+	}
 }
 
 // crashClass is as small as PVE's tests allow, and lets the disk grow.
@@ -190,6 +251,9 @@ func (r *crashRow) die() error {
 	r.refuse.Store(r.broken)
 	if r.hold != "" {
 		r.release = r.Sim.HoldTasksOn(r.node, r.hold)
+	}
+	if r.mute {
+		r.release = func() { r.once(r.muted) }
 	}
 	r.mu.Lock()
 	r.armed = r.call != nil
@@ -259,9 +323,11 @@ func (r *crashRow) bury() error {
 		return fmt.Errorf("the agent was not killed, it ended: %w\n%s", r.life.ended, r.life.log.String())
 	}
 	if r.lost {
-		return os.Remove(filepath.Join(r.Sim.Node(r.node).State, "journal.db"))
+		if err := os.Remove(filepath.Join(r.Sim.Node(r.node).State, "journal.db")); err != nil {
+			return err
+		}
 	}
-	return nil
+	return r.spoilRecord()
 }
 
 // dieAgain lets another life begin, which dies at p, or reaches the end of the operation if that is before p.
@@ -306,9 +372,21 @@ func (r *crashRow) comeBack() error {
 			break
 		}
 	}
-	before := r.count()
+	var called <-chan struct{}
+	switch {
+	case r.mute:
+		called = r.when("/log")
+	case r.hold != "":
+		called = r.when("")
+	}
+	r.dropped.Store(r.dark)
 	if err := r.live(crashPoint{}); err != nil {
 		return err
+	}
+	if r.torn {
+		if err := r.tearLonger(); err != nil {
+			return err
+		}
 	}
 	var again error
 	done := make(chan struct{})
@@ -318,14 +396,23 @@ func (r *crashRow) comeBack() error {
 			again = r.again(r.life)
 		}
 	}()
-	if r.hold != "" {
-		if err := r.until("a call of the agent that came back", func() (bool, error) { return r.count() > before, nil }); err != nil {
-			return err
-		}
+	var err error
+	if called != nil {
+		err = r.until("a call of the agent that came back", func() (bool, error) {
+			select {
+			case <-called:
+				return true, nil
+			default:
+				return false, nil
+			}
+		})
 		r.release()
 	}
 	<-done
-	return errors.Join(again, r.idle(r.life))
+	if r.aged {
+		err = errors.Join(err, r.settled())
+	}
+	return errors.Join(err, again, r.idle(r.life))
 }
 
 // again repeats the request as the manager does, until it is carried out.

@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -55,6 +57,10 @@ func (w *crashWorld) carryOut(t *testing.T, table []crashCase) {
 	close(rows)
 	workers.Wait()
 	w.print(t)
+	left, err := os.ReadDir(filepath.Join(w.Sim.Tree(), "priv", "pve-rigaud", "vms"))
+	if err != nil || len(left) > 0 && !t.Failed() {
+		t.Errorf("records left: %v, %v", left, err)
+	}
 	t.Logf("%d rows in %.1f s", len(table), time.Since(begin).Seconds())
 }
 
@@ -64,7 +70,8 @@ func (w *crashWorld) row(t *testing.T, node string, life *crashLife, c crashCase
 	begin := time.Now()
 	r := &crashRow{
 		crashWorld: w, crashCase: c, node: node, vm: w.newName(), life: life,
-		told: make(chan struct{}), clones: map[string]int{}, release: func() {},
+		told: make(chan struct{}), muted: make(chan struct{}), made: make(chan struct{}), remade: make(chan struct{}),
+		clones: map[string]int{}, release: func() {},
 	}
 	w.put(node, r)
 	defer w.put(node, nil)
@@ -258,6 +265,30 @@ func crashSpecials(t *testing.T, writes map[string][]string) []crashCase {
 	add(crashCase{op: crashCreate, call: &clone, withdraw: true}, "told the id, then deleted")
 	add(crashCase{op: crashCreate, call: &clone, withdraw: true, lost: true}, "told the id, journal lost, then deleted")
 	add(crashCase{op: crashCreate, call: &clone, hold: "qmclone", withdraw: true, lost: true}, "told the id, qmclone slow, journal lost, then deleted")
+	add(crashCase{op: crashCreate, call: &clone, mute: true}, "qmclone waits for its lock")
+	add(crashCase{op: crashCreate, call: &clone, mute: true, alone: true}, "qmclone waits for its lock, not repeated")
+	add(crashCase{op: crashCreate, call: &clone, mute: true, lost: true}, "qmclone waits for its lock, journal lost")
+	early := crashCall{method: clone.method, path: clone.path, told: true}
+	add(crashCase{op: crashCreate, call: &early, late: true}, "PVE clones only when it is asked again")
+	for op, at := range map[string][]string{
+		crashCreate: {"begin claim", "begin clone", "task clone", "task grow", "begin configure", "end configure"},
+		crashDelete: {"begin destroy", "begin forget"}, crashOn: {"begin on", "task on"}, crashOff: {"begin off", "task off"},
+	} {
+		for _, write := range at {
+			p := crashPoint{Write: crashWrite(t, writes[op], write), After: true}
+			add(crashCase{op: op, kills: []crashPoint{p}, dark: 3}, "%s, API closed", p.text(writes[op]))
+		}
+	}
+	claimed := crashWrite(t, writes[crashCreate], "end claim")
+	for _, p := range crashMoments(writes[crashCreate]) {
+		if p.Write >= claimed {
+			add(crashCase{op: crashCreate, kills: []crashPoint{p}, lost: true, alone: true, aged: true}, "%s, journal lost, settled later", p.text(writes[crashCreate]))
+		}
+	}
+	add(crashCase{op: crashCreate, call: &clone, hold: "qmclone", lost: true, alone: true, aged: true}, "told the id, qmclone slow, journal lost, settled later")
+	torn := crashPoint{Write: claimed - 1}
+	add(crashCase{op: crashCreate, kills: []crashPoint{torn}, torn: true}, "while the record is written")
+	add(crashCase{op: crashCreate, kills: []crashPoint{torn}, torn: true, lost: true}, "while the record is written, journal lost")
 
 	undo := writes["undo"]
 	for _, p := range crashMoments(undo) {

@@ -74,6 +74,16 @@ func crashNodes(t *testing.T, nodes int, kind pvesim.QEMU) *crashWorld {
 		row := w.rowOn(node)
 		return row != nil && row.refuse.Load() && pvesim.Match(http.MethodPut, "/nodes/*/qemu/*/config")(rq)
 	}, http.StatusInternalServerError, crashRefusal, -1)
+	r.Sim.Fail(func(rq *http.Request) bool {
+		node, rest, _ := strings.Cut(strings.TrimPrefix(rq.URL.Path, "/api2/json/nodes/"), "/")
+		row := w.rowOn(node)
+		return row != nil && rest != "" && row.dropped.Load() > 0 && row.dropped.Add(-1) >= 0
+	}, 0, "", -1)
+	r.Sim.BeforeTask(func(task *pvesim.Task) {
+		if row := w.rowOn(task.Node()); row != nil {
+			row.task(task.Type())
+		}
+	})
 	r.Sim.BeforeRequest(func(node string, rq *http.Request) {
 		if row := w.rowOn(node); row != nil {
 			row.asked(rq)
@@ -145,7 +155,20 @@ func (w *crashWorld) named(name string) map[int]map[string]string {
 	return found
 }
 
-// records returns what stands in the directory of records under a name: whatever it is, also what is half written.
+// recordFile returns the file of a record, "" if there is none.
+func (w *crashWorld) recordFile(name string) (string, error) {
+	dir := filepath.Join(w.Sim.Tree(), "priv", "pve-rigaud", "vms")
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), strconv.Quote(name)) {
+			return path, nil
+		}
+	}
+	return "", err
+}
+
+// records returns the records of a name, of all generations.
 func (w *crashWorld) records(name string) (found []record.Record, err error) {
 	dir := filepath.Join(w.Sim.Tree(), "priv", "pve-rigaud", "vms")
 	entries, err := os.ReadDir(dir)
@@ -157,14 +180,9 @@ func (w *crashWorld) records(name string) (found []record.Record, err error) {
 		if errors.Is(rerr, fs.ErrNotExist) {
 			continue // of another row
 		}
+		err = errors.Join(err, rerr)
 		var r record.Record
-		if rerr == nil {
-			rerr = json.Unmarshal(b, &r)
-		}
-		if rerr != nil && len(b) > 0 {
-			err = errors.Join(err, fmt.Errorf("record %s: %w", e.Name(), rerr))
-		}
-		if r.Name == name {
+		if json.Unmarshal(b, &r) == nil && r.Name == name { // one that is cut short is seen at the end of the table
 			found = append(found, r)
 		}
 	}
