@@ -23,9 +23,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/tests/rig"
 )
 
-// patience is how long a test waits for something that has to happen.
-const patience = 30 * time.Second
-
 // template is the number of the template that most VMs here are made from.
 const template = pvesim.TemplateID
 
@@ -37,6 +34,8 @@ type stage struct {
 	agent *rig.Agent
 	ctx   context.Context //nolint:containedctx // of the test
 	marks int             // see set
+
+	patience time.Duration // how long to wait for something that has to happen
 }
 
 // setting changes what start makes.
@@ -66,7 +65,7 @@ func raise(t *testing.T, settings ...setting) *stage {
 			x.sim(&cfg.Sim)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	r, err := rig.Start(ctx, cfg)
 	if err != nil {
@@ -80,7 +79,7 @@ func raise(t *testing.T, settings ...setting) *stage {
 			t.Errorf("a request that PVE's schema does not allow: %s", e)
 		}
 	})
-	return &stage{T: t, rig: r, sim: r.Sim, ctx: ctx}
+	return &stage{T: t, rig: r, sim: r.Sim, ctx: ctx, patience: 30 * time.Second}
 }
 
 func (s *stage) startAgent(settings ...setting) {
@@ -116,7 +115,7 @@ func (s *stage) within(t *testing.T) *stage {
 // eventually waits until a condition holds.
 func (s *stage) eventually(what string, holds func() bool) {
 	s.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(s.patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !holds() {
