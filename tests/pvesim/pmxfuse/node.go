@@ -49,18 +49,23 @@ func private(rel string) bool {
 // wwwData is the group of everything in /etc/pve, by its number on Debian.
 const wwwData = 33
 
-// fill writes attributes as pmxcfs gives them: its modes are fixed.
+// fill writes attributes as pmxcfs gives them.
 func fill(out *fuse.Attr, rel string, st *syscall.Stat_t) {
 	out.FromStat(st)
+	fix(out, rel)
+}
+
+// fix sets what pmxcfs fixes: owner and modes.
+func fix(out *fuse.Attr, rel string) {
 	out.Uid, out.Gid, out.Ino = 0, wwwData, 0
-	mode := uint32(0o755)
-	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+	kind, mode := out.Mode&unix.S_IFMT, uint32(0o755)
+	if kind == unix.S_IFREG {
 		mode = 0o640
 	}
 	if private(rel) {
 		mode &= 0o700
 	}
-	out.Mode = st.Mode&unix.S_IFMT | mode
+	out.Mode = kind | mode
 }
 
 // inode is the known or a new inode for a name. A name keeps its inode, as in
@@ -96,8 +101,14 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fu
 	return n.entry(ctx, name, out)
 }
 
-// Getattr implements [fusefs.NodeGetattrer].
-func (n *node) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+// Getattr implements [fusefs.NodeGetattrer]. A file held open may have no name
+// any more.
+func (n *node) Getattr(ctx context.Context, h fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	if open, ok := h.(fusefs.FileGetattrer); ok {
+		errno := open.Getattr(ctx, out)
+		fix(&out.Attr, n.rel())
+		return errno
+	}
 	var st syscall.Stat_t
 	if err := syscall.Lstat(n.fs.real(n.rel()), &st); err != nil {
 		return fusefs.ToErrno(err)
@@ -171,7 +182,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint3
 	if err != nil {
 		return nil, 0, fusefs.ToErrno(err)
 	}
-	return fusefs.NewLoopbackFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+	return newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
 }
 
 // Create implements [fusefs.NodeCreater]. With O_EXCL one of all nodes wins.
@@ -192,8 +203,19 @@ func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fu
 		_ = unix.Close(fd)
 		return nil, nil, 0, errno
 	}
-	return inode, fusefs.NewLoopbackFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+	return inode, newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
 }
+
+// file is an open file. The kernel must not read past us (FUSE passthrough):
+// then nothing would be as it is on pmxcfs.
+type file struct{ *fusefs.LoopbackFile }
+
+func newFile(fd int) file {
+	return file{fusefs.NewLoopbackFileFromOS(os.NewFile(uintptr(fd), ""))}
+}
+
+// PassthroughFd implements [fusefs.FilePassthroughFder]: no.
+func (file) PassthroughFd() (int, bool) { return 0, false }
 
 // Mkdir implements [fusefs.NodeMkdirer]: the lock of the cluster.
 func (n *node) Mkdir(ctx context.Context, name string, _ uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {

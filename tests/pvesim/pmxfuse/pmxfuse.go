@@ -58,6 +58,7 @@ const cacheTime = time.Second
 // FS is a mounted view.
 type FS struct {
 	cfg    Config
+	root   *node
 	server *fuse.Server
 	delay  atomic.Int64 // nanoseconds
 	frozen atomic.Bool  // no quorum
@@ -148,7 +149,8 @@ func (f *FS) mount() error {
 			DisableXAttrs: true,
 		},
 	}
-	raw := fusefs.NewNodeFS(&node{fs: f}, options)
+	f.root = &node{fs: f}
+	raw := fusefs.NewNodeFS(f.root, options)
 	server, err := fuse.NewServer(raw, f.cfg.MountPoint, &options.MountOptions)
 	if errors.Is(err, unix.EPERM) {
 		return &MissingError{Needs: "the capability SYS_ADMIN", Enable: "docker run --cap-add SYS_ADMIN --device /dev/fuse ...", Err: err}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // childConfig makes the test program mount and wait to be killed.
@@ -261,6 +262,8 @@ func TestModes(t *testing.T) {
 	want(t, "chmod", os.Chmod(filepath.Join(m, "priv/secret"), 0o640), fs.ErrPermission)
 	ok(t, os.Chown(filepath.Join(m, "note"), 0, wwwData))
 	want(t, "chown", os.Chown(filepath.Join(m, "note"), 1000, -1), fs.ErrPermission)
+	note := filepath.Join(m, "note")
+	want(t, "rename with flags", unix.Renameat2(unix.AT_FDCWD, note, unix.AT_FDCWD, note+"2", unix.RENAME_NOREPLACE), syscall.EINVAL)
 	want(t, "symlink", os.Symlink("a", filepath.Join(m, "b")), syscall.ENOTSUP)
 }
 
@@ -294,6 +297,46 @@ func TestOpenIsNeverStale(t *testing.T) {
 	}
 }
 
+// What is read is never cached, also not while a file stays open.
+func TestReadIsNeverStale(t *testing.T) {
+	t.Parallel()
+	c := mounted(t)
+	f, err := os.Open(filepath.Join(c.mounts[0], ".vmlist"))
+	ok(t, err)
+	defer func() { _ = f.Close() }()
+	for _, text := range []string{"VMLIST", "vmList"} {
+		put(t, filepath.Join(c.shared, ".vmlist"), text) // in place, of the same length
+		buf := make([]byte, len(text))
+		if _, err := f.ReadAt(buf, 0); err != nil || string(buf) != text {
+			t.Errorf("read %q, %v after a change to %q", buf, err, text)
+		}
+	}
+}
+
+// A directory held open is the same, and of use, when the kernel has forgotten
+// its name and looked it up again.
+func TestDirectoryKeepsItsIdentity(t *testing.T) {
+	t.Parallel()
+	c := mounted(t)
+	held, err := os.OpenRoot(filepath.Join(c.mounts[0], "nodes"))
+	ok(t, err)
+	defer func() { _ = held.Close() }()
+	before, err := held.Stat(".")
+	ok(t, err)
+	if errno := c.nodes[0].root.NotifyEntry("nodes"); errno != 0 {
+		t.Fatal(errno)
+	}
+	after, err := os.Stat(filepath.Join(c.mounts[0], "nodes"))
+	ok(t, err)
+	if !os.SameFile(before, after) {
+		t.Error("it has another inode")
+	}
+	text, err := held.ReadFile("pve1/qemu-server/100.conf")
+	if err != nil || string(text) != "name: a\n" {
+		t.Errorf("read %q, %v", text, err)
+	}
+}
+
 func TestReaderKeepsItsFile(t *testing.T) {
 	t.Parallel()
 	c := mounted(t)
@@ -305,6 +348,9 @@ func TestReaderKeepsItsFile(t *testing.T) {
 	ok(t, os.Rename(conf+".tmp", conf))
 	if old, err := io.ReadAll(f); err != nil || string(old) != "name: a\n" {
 		t.Errorf("an open file turned into %q, %v", old, err)
+	}
+	if info, err := f.Stat(); err != nil || info.Size() != 8 {
+		t.Errorf("an open file without name: %v, %v", info, err)
 	}
 	if got := get(t, conf); got != "name: b\n" {
 		t.Errorf("a new reader has %q", got)
@@ -384,23 +430,16 @@ func TestUnmountAndRemount(t *testing.T) {
 	ok(t, held.Close())
 }
 
-// Readers that wait for a slow view do not keep it from going.
+// Readers that wait for a slow view do not keep it from going. The reader is
+// another process: see the package's documentation.
 func TestUnmountInterruptsDelays(t *testing.T) {
 	t.Parallel()
 	c := mounted(t)
 	c.nodes[0].SetReadDelay(time.Hour)
-	started, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		close(started)
-		f, err := os.Open(filepath.Join(c.mounts[0], ".vmlist"))
-		if err == nil {
-			_ = f.Close()
-		}
-	}()
-	<-started
+	reader := exec.CommandContext(t.Context(), "cat", filepath.Join(c.mounts[0], ".vmlist"))
+	ok(t, reader.Start())
 	unmount(t, c.nodes[0])
-	<-ended
+	_ = reader.Wait() // it read, or found nothing
 }
 
 func TestTakesAwayDeadMount(t *testing.T) {
