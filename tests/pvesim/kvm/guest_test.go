@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,7 +27,8 @@ type linux struct{ *machine }
 func boot(t *testing.T, spec Spec, seed map[string][]byte) *linux {
 	t.Helper()
 	logs := t.TempDir()
-	r := newReal(t, RealConfig{ConsoleDir: logs})
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r := newReal(t, RealConfig{ConsoleDir: logs, Log: log})
 	image, err := guestimage.Find(t.Context(), guestimage.Config{})
 	if missing := (*guestimage.MissingError)(nil); errors.As(err, &missing) {
 		t.Skipf("skipped: %v", err)
@@ -185,6 +187,19 @@ func (g *linux) do(t *testing.T, command string, args any) json.RawMessage {
 	return reply
 }
 
+// unplug takes a device away and waits until the guest has let it go. Parts of
+// the device go first, and of a CPU nothing else does: TCG leaks the rest.
+func (g *linux) unplug(t *testing.T, id string) {
+	t.Helper()
+	g.do(t, "device_del", map[string]string{"id": id})
+	for {
+		gone := g.await(t, "DEVICE_DELETED")
+		if strings.Contains(gone, `"device": "`+id+`"`) || strings.Contains(gone, "/"+id+"/lapic") {
+			return
+		}
+	}
+}
+
 func TestLinuxGuest(t *testing.T) {
 	t.Parallel()
 	g := boot(t, Spec{
@@ -215,10 +230,14 @@ config:
 		test func(*testing.T, *linux)
 	}{
 		{"says who it is", testIdentity},
-		{"counts plugged CPUs", testCPUs},
 		{"gives memory to the balloon", testGuestBalloon},
 		{"sees a disk grow", testDiskGrows},
+		{"sees a plugged disk", testPluggedDisk},
+		{"configures a plugged NIC", testPluggedNIC},
 		{"sleeps while paused", testPaused},
+		// QEMU 7.2 does not outlive a plugged PCI device once a CPU was
+		// unplugged under TCG: no devices after this.
+		{"counts plugged CPUs", testCPUs},
 		{"obeys the power button", testPowerButton},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.test(t, g) }) {
@@ -229,7 +248,6 @@ config:
 
 func testIdentity(t *testing.T, g *linux) {
 	assertHostname(t, g, "web-1")
-	var nics []qga.Interface
 	err := g.ask(t.Context(), 30*time.Second, func(agent *qga.Session) error {
 		os, err := agent.OSInfo(t.Context())
 		if os.ID != "rigaudguest" || !strings.Contains(os.KernelRelease, "cloud") {
@@ -240,22 +258,24 @@ func testIdentity(t *testing.T, g *linux) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	assertInterfaces(t, g, "eth0 bc:24:11:00:00:01 [192.0.2.17/24", "eth1 bc:24:11:00:00:02 [198.51.100.5/25")
+	g.sees(t, "/proc/cmdline", "console=ttyS0")
+}
+
+// assertInterfaces waits until the guest has these.
+func assertInterfaces(t *testing.T, g *linux, want ...string) {
+	t.Helper()
 	eventually(t, func(ctx context.Context) error {
-		err := g.ask(ctx, 30*time.Second, func(agent *qga.Session) (err error) {
-			nics, err = agent.NetworkInterfaces(ctx)
+		return g.ask(ctx, 30*time.Second, func(agent *qga.Session) error {
+			nics, err := agent.NetworkInterfaces(ctx)
+			for _, w := range want {
+				if got := fmt.Sprint(nics); err == nil && !strings.Contains(got, w) {
+					err = fmt.Errorf("interfaces %s, want %s", got, w)
+				}
+			}
 			return err
 		})
-		if err != nil {
-			return err
-		}
-		for _, want := range []string{"eth0 bc:24:11:00:00:01 [192.0.2.17/24", "eth1 bc:24:11:00:00:02 [198.51.100.5/25"} {
-			if got := fmt.Sprint(nics); !strings.Contains(got, want) {
-				return fmt.Errorf("interfaces %s, want %s", got, want)
-			}
-		}
-		return nil
 	})
-	g.sees(t, "/proc/cmdline", "console=ttyS0")
 }
 
 func assertHostname(t *testing.T, g *linux, want string) {
@@ -275,10 +295,7 @@ func testCPUs(t *testing.T, g *linux) {
 		g.online(t, n)
 	}
 	for n := 4; n > 2; n-- {
-		g.do(t, "device_del", map[string]string{"id": fmt.Sprintf("cpu%d", n)})
-		if data := g.await(t, "DEVICE_DELETED"); !strings.Contains(data, fmt.Sprintf("cpu%d", n)) {
-			t.Fatalf("deleted %s", data)
-		}
+		g.unplug(t, fmt.Sprintf("cpu%d", n))
 		g.online(t, n-1)
 	}
 }
@@ -314,6 +331,26 @@ func testDiskGrows(t *testing.T, g *linux) {
 	g.sees(t, "/sys/block/sda/size", strconv.Itoa(64<<20/512))
 	g.do(t, "block_resize", map[string]any{"node-name": "drive-scsi0", "size": 128 << 20})
 	g.sees(t, "/sys/block/sda/size", strconv.Itoa(128<<20/512))
+}
+
+func testPluggedDisk(t *testing.T, g *linux) {
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.do(t, "blockdev-add", map[string]any{
+		"driver": "raw", "node-name": "drive-scsi1", "file": map[string]string{"driver": "file", "filename": path},
+	})
+	g.do(t, "device_add", map[string]any{"driver": "scsi-hd", "bus": "scsihw0.0", "lun": 1, "drive": "drive-scsi1", "id": "scsi1"})
+	g.sees(t, "/sys/block/sdb/size", strconv.Itoa(1<<20/512))
+	g.unplug(t, "scsi1")
+}
+
+func testPluggedNIC(t *testing.T, g *linux) {
+	g.do(t, "netdev_add", map[string]any{"type": "user", "id": "net2", "restrict": true, "ipv6": false, "dhcpstart": "10.0.2.77"})
+	g.do(t, "device_add", map[string]any{"driver": "virtio-net-pci", "netdev": "net2", "id": "net2", "mac": "BC:24:11:00:00:03"})
+	assertInterfaces(t, g, "eth2 bc:24:11:00:00:03 [10.0.2.77/24")
+	g.unplug(t, "net2")
 }
 
 func testPaused(t *testing.T, g *linux) {
@@ -368,8 +405,7 @@ func TestLinuxGuestPluggedMemory(t *testing.T) {
 		}
 		return err
 	})
-	g.do(t, "device_del", map[string]string{"id": "dimm0"})
-	g.await(t, "DEVICE_DELETED")
+	g.unplug(t, "dimm0")
 
 	// It boots again, and obeys its agent.
 	if err := g.Reset(t.Context()); err != nil {
