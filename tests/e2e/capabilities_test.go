@@ -29,12 +29,12 @@ func TestCapabilities(t *testing.T) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		fmt.Fprintf(&b, "%s: %s\n", f.Name(), text(m, f))
+		fmt.Fprintf(&b, "%s: %s\n", f.Name(), valueText(m, f))
 	}
 	golden(t, "capabilities.txt", b.String())
 }
 
-func text(m protoreflect.Message, f protoreflect.FieldDescriptor) string {
+func valueText(m protoreflect.Message, f protoreflect.FieldDescriptor) string {
 	if !f.IsList() {
 		return m.Get(f).String()
 	}

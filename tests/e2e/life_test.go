@@ -3,12 +3,14 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/pve-rigaud/pve-rigaud/agent"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 )
 
@@ -279,6 +282,64 @@ func TestUnmountedPMXCFS(t *testing.T) {
 	if got := len(s.list()); got != 1 {
 		t.Errorf("%d VMs are listed, want one", got)
 	}
+}
+
+// TestPMXCFSThatComesBackBeforeTheAgentIsReady: it was there when the configuration was read, and is gone since.
+func TestPMXCFSThatComesBackBeforeTheAgentIsReady(t *testing.T) {
+	t.Parallel()
+	s := raise(t)
+	// By way of pvedaemon: the CA that verifies pveproxy is a file of /etc/pve.
+	cfg, err := s.rig.Load("pve1", "--watch=100ms", "--pve-endpoint="+s.sim.Node("pve1").Daemon())
+	s.must(err)
+	view := filepath.Join(s.rig.Dir, "pve1", "etc", "pve")
+	s.must(os.Rename(view, view+".away"))
+	var said text
+	a, err := agent.New(s.ctx, cfg, slog.New(slog.NewTextHandler(&said, nil)))
+	s.must(err)
+	ctx, cancel := context.WithCancel(s.ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	s.eventually("it has looked", func() bool { return strings.Contains(said.String(), "not readable") })
+	select {
+	case <-a.Ready():
+		t.Error("ready without /etc/pve")
+	default:
+	}
+	s.must(os.Rename(view+".away", view))
+	select {
+	case <-a.Ready():
+	case <-time.After(s.patience):
+		t.Fatal("not ready although /etc/pve is back")
+	}
+	c, err := dial(t, a.GRPCAddr(), insecure.NewCredentials()).Create(s.ctx, request("web-01"))
+	if err != nil || c.GetId() == "" {
+		t.Errorf("%v, err %v", c, err)
+	}
+}
+
+// text is what was written, for a writer and a reader at the same time.
+type text struct {
+	mu  sync.Mutex // guards all
+	all []byte
+}
+
+func (x *text) Write(b []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.all = append(x.all, b...)
+	return len(b), nil
+}
+
+func (x *text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return string(x.all)
 }
 
 // TestEmptyPMXCFS: the mount point without the mount is a directory with nothing in it.

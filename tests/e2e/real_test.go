@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,17 @@ func TestALife(t *testing.T) {
 		t.Parallel()
 		aLife(start(t))
 	})
+	for _, version := range []string{"7.4", "8.4"} {
+		t.Run("simulated PVE "+version, func(t *testing.T) {
+			t.Parallel()
+			aLife(start(t, setting{sim: func(c *pvesim.Config) {
+				c.Version = version
+				if schema := os.Getenv("PVE_API_SCHEMA"); schema != "" {
+					c.SchemaFile = filepath.Join(filepath.Dir(schema), version+".json")
+				}
+			}}))
+		})
+	}
 	t.Run("real", func(t *testing.T) {
 		t.Parallel()
 		// A second is a second here: a real guest needs some to shut down.
