@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/pve-rigaud/pve-rigaud/qmp"
 	"github.com/pve-rigaud/pve-rigaud/qmp/qga"
@@ -237,7 +238,6 @@ func testQuit(t *testing.T, h Hypervisor) {
 		t.Fatal(err)
 	}
 	m.awaitEnd(t)
-	// Nothing is told after the end.
 	if told := m.told(); !strings.Contains(told, "SHUTDOWN") || !strings.Contains(told, "host-qmp-quit") {
 		t.Errorf("told of %q when it had ended", told)
 	}
@@ -405,6 +405,44 @@ func TestRealSaysWhatQEMUSaid(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "start machine 100") || !strings.Contains(err.Error(), "-no-such-option: invalid option") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A machine has not ended before all that happened to it was told.
+func TestRealEndWaitsForEvents(t *testing.T) {
+	t.Parallel()
+	r := newReal(t, RealConfig{})
+	told, release := make(chan struct{}), make(chan struct{})
+	p, err := r.Start(t.Context(), Spec{
+		VMID: 100, Name: "n", UUID: "880d09f7-f1fc-44c7-a077-eb1c4edb01da", RunDir: shortDir(t),
+		OnEvent: func(event string, _ json.RawMessage) {
+			if event == "SHUTDOWN" {
+				close(told)
+				<-release
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(p.PID(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	if _, err := p.Execute(t.Context(), "quit", nil); err != nil && !errors.Is(err, ErrGone) {
+		t.Error(err)
+	}
+	<-told
+	if err := awaitExit(pidfd, time.Minute); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-p.Done():
+		t.Error("done while SHUTDOWN is still being told")
+	case <-time.After(50 * time.Millisecond): // it would be done by now
+	}
+	close(release)
+	<-p.Done()
 }
 
 func TestRealIsMissing(t *testing.T) {

@@ -139,6 +139,9 @@ func (m *monitor) deliver() {
 
 // execute runs one command.
 func (m *monitor) execute(ctx context.Context, command string, args any) (json.RawMessage, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", command, err)
+	}
 	reply := make(chan message, 1)
 	m.mu.Lock()
 	if m.gone != nil {
