@@ -109,7 +109,7 @@ func (a *Agent) wire(holder *mtls.Holder, reg *metrics.Registry, options []Optio
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
 		Records: record.New(ours), IDs: record.NewIDs(ours), Ops: engine, Log: log,
 		CPUs: a.monitor.CPUs, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
-		DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, SnippetsStorage: cfg.SnippetsStorage, TaskTimeout: cfg.Tasks.Timeout,
+		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, SnippetsStorage: cfg.SnippetsStorage, TaskTimeout: cfg.Tasks.Timeout,
 	})
 	service := provider.New(provider.Config{
 		Guests: guests, Health: a.monitor, Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,

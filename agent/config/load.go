@@ -154,6 +154,10 @@ func pmxcfsRoot(a *arguments, local *file) (string, bool) {
 	return keyByName("paths.pmxcfs").def, len(local.errs) == 0
 }
 
+// ErrNotMounted says that /etc/pve is not there yet: nothing is wrong with the
+// configuration, and a later Load may succeed.
+var ErrNotMounted = errors.New("the cluster file system is not mounted")
+
 // readCluster reads the file that all nodes share. That it is missing counts
 // only where pmxcfs is mounted (.version is there): else "delete-foreign:
 // false" would be forgotten after a boot at which pmxcfs did not come up.
@@ -164,8 +168,7 @@ func readCluster(root, localPath string) *file {
 		f := &file{path: path}
 		if _, err := os.Stat(filepath.Join(root, ".version")); err != nil {
 			f.errs = []error{&Error{Source: root, Err: fmt.Errorf(
-				"the cluster file system is not mounted, so the settings that all nodes share are unknown; "+
-					"see systemctl status pve-cluster: %w", reason(err))}}
+				"%w, so the settings that all nodes share are unknown; see systemctl status pve-cluster: %w", ErrNotMounted, reason(err))}}
 		}
 		return f
 	}

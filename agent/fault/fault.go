@@ -35,10 +35,10 @@ type Error struct {
 	Err    error // the cause, or nil
 }
 
-// New makes an Error; a cause given with %w stays reachable by errors.Is and errors.As.
+// New makes an Error; causes given with %w stay reachable by errors.Is and errors.As.
 func New(r Reason, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Reason: r, Msg: err.Error(), Err: errors.Unwrap(err)}
+	return &Error{Reason: r, Msg: err.Error(), Err: err} // err itself, because a format may wrap several causes
 }
 
 // Error returns the message.

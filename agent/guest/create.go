@@ -44,6 +44,9 @@ var errOutrun = errors.New("another request has taken the name meanwhile")
 func (g *Guests) createOnce(ctx context.Context, owner string, wish spec.Create) (Created, error) {
 	key := string(ops.Create) + "/" + owner + "/" + wish.Name
 	h := g.cfg.Ops.Find(key)
+	if _, err := g.cfg.Watcher.World(); err != nil { // or a read of /etc/pve might never come back
+		return Created{}, fault.New(fault.Precondition, "create %s: %w", wish.Name, err)
+	}
 	if h == nil {
 		if id, err := g.made(ctx, owner, wish.Name); id != "" || err != nil {
 			return Created{ID: id}, err
@@ -98,6 +101,9 @@ func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
 		return "", err
 	}
 	id := rec.ID()
+	if g.running(ops.Delete, id) != nil {
+		return "", fault.New(fault.Aborted, "create %s: its earlier VM %s is being deleted, ask again", name, id)
+	}
 	if at, ok := g.lastDescribed(rec.VMID); ok && time.Since(at) < heldByAnother {
 		return "", fault.New(fault.Exists, "create %s: a VM of that name (%s) exists and is in use by another object of this client; choose another name", name, id)
 	}
@@ -144,7 +150,7 @@ func (g *Guests) abandoned(ctx context.Context, rec record.Record) (bool, error)
 	case g.beingMade(rec.ID()):
 		return false, nil
 	}
-	conf, err := g.confHere(rec.VMID)
+	conf, err := g.confHere(ctx, rec.VMID)
 	if err != nil {
 		return false, err
 	}
@@ -204,7 +210,7 @@ func (g *Guests) order(ctx context.Context, owner string, wish spec.Create) (ord
 		Source: source.ID, Storage: wish.Placement.Datastore, UserData: wish.UserData, MetaData: wish.MetaData,
 	}
 	o.SMBIOS, _ = source.Conf.Get("smbios1")
-	if o.Hardware, err = planHardware(wish.Class, source.Conf, g.bounds(source)); err != nil {
+	if o.Hardware, err = planHardware(wish.Class, source.Conf, g.bounds(source, o.Storage)); err != nil {
 		return order{}, err
 	}
 	if source.Conf.Protection() {

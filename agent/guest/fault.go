@@ -58,4 +58,11 @@ func passing(err error) bool {
 	}
 }
 
+// underWay reports whether an error of waiting for a task leaves open how it ends. The task's own error is its end, and
+// so is that PVE knows it no more.
+func underWay(err error) bool {
+	_, ended := errors.AsType[*pve.TaskError](err)
+	return !ended && passing(err) && pve.KindOf(err) != pve.KindNoTask
+}
+
 func vmText(vmid int) string { return fmt.Sprintf("VM %d", vmid) }

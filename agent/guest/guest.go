@@ -38,6 +38,7 @@ type Config struct {
 	CPUs func(node string) int
 
 	VMIDs           record.Range
+	LockDir         string        // of PVE's lock files, /var/lock/qemu-server
 	DeleteForeign   bool          // Delete VMs that have no record of ours
 	ConsoleURL      string        // base of PVE's GUI; "": https://<address of the node>:8006
 	SnippetsStorage string        // where cloud-init snippets go; "": the first that can hold them
@@ -140,13 +141,13 @@ func (g *Guests) same(id record.ID, vm *pmxcfs.VM) bool {
 }
 
 func (g *Guests) beingMade(id record.ID) bool {
-	return g.making(id) != nil
+	return g.running(ops.Create, id) != nil
 }
 
-// making returns the running create operation of the VM with this id, or nil.
-func (g *Guests) making(id record.ID) *ops.Handle {
+// running returns the running operation of that kind on the VM with this id, or nil.
+func (g *Guests) running(kind ops.Kind, id record.ID) *ops.Handle {
 	for _, op := range g.cfg.Ops.Active() {
-		if op.Kind == ops.Create && means(id, op.Subject) {
+		if op.Kind == kind && means(id, op.Subject) {
 			return g.cfg.Ops.Find(op.Key)
 		}
 	}

@@ -152,7 +152,11 @@ func (v *volumeSizes) size(ctx context.Context, storage, volume string) int64 {
 	if !ok || time.Since(c.at) > sizesKept {
 		c = storageContent{at: time.Now(), sizes: map[string]int64{}}
 		// A storage that cannot be asked now leaves sizes unknown; it is asked again in a minute, not for each volume.
-		if vols, err := v.ask(ctx, storage); err == nil {
+		vols, err := v.ask(ctx, storage)
+		if ctx.Err() != nil {
+			return 0 // the caller has gone: that says nothing about the storage
+		}
+		if err == nil {
 			for _, vol := range vols {
 				c.sizes[vol.VolID] = int64(vol.Size)
 			}

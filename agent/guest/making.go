@@ -47,6 +47,7 @@ type makingMemo struct {
 
 	CICustom string       `json:",omitempty"`
 	Volumes  []string     `json:",omitempty"` // of the VM, as far as it is made
+	Taken    bool         `json:",omitempty"` // the number was somebody else's when we wanted to use it
 	Failure  *ops.Failure `json:",omitempty"` // set: everything is to be undone
 }
 
@@ -88,8 +89,8 @@ func (m *making) make(ctx context.Context) error {
 	} {
 		if s.name != stepClaim {
 			// Another agent that took us for dead has the name now: whatever we do next would make a second VM.
-			if err := m.claim.Check(); err != nil {
-				return fault.New(fault.Aborted, "create %s: %w", m.order.Name, err)
+			if err := m.holds(ctx); err != nil {
+				return err
 			}
 		}
 		if err := m.run.Step(ctx, s.name, s.do); err != nil {
@@ -97,6 +98,30 @@ func (m *making) make(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// holds makes sure that the claim is still ours, however long /etc/pve cannot be read meanwhile.
+func (m *making) holds(ctx context.Context) error {
+	err := ops.Retry(ctx, unsettled, func(context.Context) error { return m.claim.Check() })
+	if err != nil {
+		return fault.New(fault.Aborted, "create %s: %w", m.order.Name, err)
+	}
+	return nil
+}
+
+// unsettled reports whether an error of a claim says nothing about whose it is: /etc/pve cannot be read or written now.
+func unsettled(err error) bool {
+	return !errors.Is(err, record.ErrLost)
+}
+
+// held makes a PVE call only while the claim is ours: its step may have waited for hours since it looked.
+func (m *making) held(c call) call {
+	return func(ctx context.Context) (pve.UPID, error) {
+		if err := m.holds(ctx); err != nil {
+			return "", err
+		}
+		return c(ctx)
+	}
 }
 
 func (m *making) note() error {
@@ -197,12 +222,18 @@ func (m *making) reclaim(ctx context.Context, old record.Record) error {
 	return nil
 }
 
-// confHere reads the config of a VM on this node; nil when there is none here.
-func (g *Guests) confHere(vmid int) (*pmxcfs.Conf, error) {
-	conf, err := g.cfg.Tree.Conf(g.cfg.Node, vmid)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+// confHere reads the config of a VM on this node; nil when there is none here. While pmxcfs is not mounted, as when
+// pve-cluster is upgraded, it waits: where nothing is mounted nothing is found, and that is no answer.
+func (g *Guests) confHere(ctx context.Context, vmid int) (conf *pmxcfs.Conf, err error) {
+	worth := func(err error) bool { return errors.Is(err, pmxcfs.ErrNotMounted) }
+	err = ops.Retry(ctx, worth, func(context.Context) error {
+		conf, err = g.cfg.Tree.Conf(g.cfg.Node, vmid)
+		if errors.Is(err, fs.ErrNotExist) {
+			conf = nil
+			_, err = g.cfg.Tree.Version()
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fault.New(fault.Precondition, "read the config of VM %d: %w", vmid, err)
 	}
@@ -213,35 +244,38 @@ func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
 	began := m.stepBegan(stepClone)
 	err := m.runTask(ctx, s,
 		func(ctx context.Context) (pve.UPID, bool, error) {
-			return m.findClone(ctx, m.order.Source, m.vmid(), began)
+			return m.findOwnClone(ctx, began)
 		},
-		func(ctx context.Context) (pve.UPID, error) {
+		m.held(func(ctx context.Context) (pve.UPID, error) {
 			return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
 				NewID: m.vmid(), Name: m.order.Name, Full: true, Storage: m.order.Storage,
 			})
-		})
+		}))
 	if pve.KindOf(err) == pve.KindExists {
 		err = m.joinClone(ctx, s, began, err)
 	}
 	if pve.KindOf(err) == pve.KindExists {
+		m.memo.Taken = true // noted with the failure
 		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
 	}
 	if err != nil {
 		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
 	}
-	return m.noteVolumes()
+	return m.noteVolumes(ctx)
 }
 
 // joinClone waits for the clone that has taken the number, if it is ours: a request whose answer was lost may be carried
 // out later than we looked for what it did. If it is not ours, the result is taken, the error that told so.
 func (m *making) joinClone(ctx context.Context, s *ops.StepRun, began time.Time, taken error) error {
-	return ops.Retry(ctx, passing, func(ctx context.Context) error {
-		u, ok, err := m.findClone(ctx, m.order.Source, m.vmid(), began)
-		if err != nil {
+	return ops.Retry(ctx, underWay, func(ctx context.Context) error {
+		u, ok, err := m.findOwnClone(ctx, began)
+		switch {
+		case err != nil:
 			return err
-		}
-		if !ok {
+		case !ok:
 			return taken
+		case u == "":
+			return nil
 		}
 		if err := s.Task(string(u)); err != nil {
 			return err
@@ -251,8 +285,8 @@ func (m *making) joinClone(ctx context.Context, s *ops.StepRun, began time.Time,
 }
 
 // noteVolumes notes the volumes that the VM has by now, so that they can be removed even if its config is lost.
-func (m *making) noteVolumes() error {
-	conf, err := m.confHere(m.vmid())
+func (m *making) noteVolumes(ctx context.Context) error {
+	conf, err := m.confHere(ctx, m.vmid())
 	if err != nil || conf == nil {
 		return err
 	}
@@ -309,9 +343,26 @@ func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Tim
 	return "", false, nil
 }
 
+// findOwnClone looks for what a clone whose answer was lost has done. Before version 9.2, PVE does not say in a clone's
+// log which VM it makes: then the finished VM under our number, with our name, is it.
+func (m *making) findOwnClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
+	u, ok, err := m.findClone(ctx, m.order.Source, m.vmid(), began)
+	if ok || err != nil {
+		return u, ok, err
+	}
+	conf, err := m.confHere(ctx, m.vmid())
+	if err != nil || conf == nil {
+		return "", false, err
+	}
+	return "", conf.Lock() == "" && conf.Name() == m.order.Name, nil
+}
+
 func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
 	err := ops.Retry(ctx, passing, func(ctx context.Context) error {
-		params, err := m.configuration()
+		if err := m.holds(ctx); err != nil {
+			return err
+		}
+		params, err := m.configuration(ctx)
 		if err != nil {
 			return err
 		}
@@ -320,12 +371,12 @@ func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
 	if err != nil {
 		return explain(m.act(fmt.Sprintf("configure VM %d", m.vmid())), err)
 	}
-	return m.noteVolumes()
+	return m.noteVolumes(ctx)
 }
 
 // configuration is what the config is to get. An attempt whose answer was lost may have added the cloud-init drive
 // already, and PVE does not make one twice.
-func (m *making) configuration() (url.Values, error) {
+func (m *making) configuration(ctx context.Context) (url.Values, error) {
 	params := url.Values{"smbios1": {withUUID(m.order.SMBIOS, m.memo.Record.UUID)}}
 	for k, v := range m.order.Hardware {
 		params.Set(k, v)
@@ -336,7 +387,7 @@ func (m *making) configuration() (url.Values, error) {
 	if m.order.CloudInitKey == "" {
 		return params, nil
 	}
-	conf, err := m.confHere(m.vmid())
+	conf, err := m.confHere(ctx, m.vmid())
 	if err != nil || conf == nil {
 		return params, err
 	}
@@ -352,7 +403,7 @@ func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
 		return nil
 	}
 	if s.Again {
-		conf, err := m.confHere(m.vmid())
+		conf, err := m.confHere(ctx, m.vmid())
 		if err != nil {
 			return err
 		}
@@ -362,9 +413,9 @@ func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
 			}
 		}
 	}
-	err := m.runTask(ctx, s, nil, func(ctx context.Context) (pve.UPID, error) {
+	err := m.runTask(ctx, s, nil, m.held(func(ctx context.Context) (pve.UPID, error) {
 		return m.cfg.PVE.Resize(ctx, m.cfg.Node, m.vmid(), g.Disk, fmt.Sprintf("%dG", g.GiB))
-	})
+	}))
 	if err != nil {
 		return explain(m.act(fmt.Sprintf("grow %s of VM %d to %d GiB", g.Disk, m.vmid(), g.GiB)), err)
 	}
@@ -373,7 +424,7 @@ func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
 
 // ready reads the VM back from /etc/pve and declares it made: only what is there counts, not what PVE answered.
 func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
-	conf, err := m.confHere(m.vmid())
+	conf, err := m.confHere(ctx, m.vmid())
 	switch {
 	case err != nil:
 		return err
@@ -384,8 +435,10 @@ func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
 	case conf.Lock() != "":
 		return fault.New(fault.Aborted, "%s: VM %d is locked (%s)", m.act("read back"), m.vmid(), conf.Lock())
 	}
-	err = m.claim.Update(func(r *record.Record) {
-		r.State, r.Volumes, r.Snippets = record.Ready, volumes(conf), m.snippetVolumes()
+	err = ops.Retry(ctx, unsettled, func(context.Context) error {
+		return m.claim.Update(func(r *record.Record) {
+			r.State, r.Volumes, r.Snippets = record.Ready, volumes(conf), m.snippetVolumes()
+		})
 	})
 	if err != nil {
 		return fault.New(fault.Aborted, "%s: %w", m.act("write its record"), err)
@@ -431,17 +484,17 @@ func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
 	vols := slices.Clone(m.memo.Volumes)
 	if conf != nil {
 		vols = append(vols, volumes(conf)...)
-		if err := m.destroy(ctx, m.vmid(), conf); err != nil {
+		if err := m.destroy(ctx, target{id: m.memo.Record.ID(), is: m.isOurs, made: true}); err != nil {
 			return err
 		}
 	}
 	if err := m.removeVolumes(ctx, m.vmid(), vols); err != nil {
 		return err
 	}
-	m.removeSnippets(ctx, m.snippetVolumes())
-	if err := m.claim.Release(); err != nil && !errors.Is(err, record.ErrLost) {
+	if err := released(m.claim.Release()); err != nil {
 		return fault.New(fault.Precondition, "%s: %w", m.act("give its record back"), err)
 	}
+	m.removeSnippets(ctx, m.snippetVolumes()) // after the record, which names them
 	return nil
 }
 
@@ -459,7 +512,7 @@ func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
 		return nil, nil
 	}
 	upid := pve.UPID(clone.UPID)
-	err := ops.Retry(ctx, passing, func(ctx context.Context) (err error) {
+	err := ops.Retry(ctx, underWay, func(ctx context.Context) (err error) {
 		if upid == "" {
 			if upid, _, err = m.findClone(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
 				return err
@@ -470,13 +523,18 @@ func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
 	if ctx.Err() != nil {
 		return nil, err
 	}
-	conf, rerr := m.confHere(m.vmid())
+	conf, rerr := m.confHere(ctx, m.vmid())
 	if rerr != nil || conf == nil {
 		return nil, rerr
 	}
-	ours := conf.SMBIOSUUID() == m.memo.Record.UUID || upid != "" && pve.KindOf(err) != pve.KindExists
-	if !ours {
+	if !m.isOurs(conf) || pve.KindOf(err) == pve.KindExists {
 		return nil, nil
 	}
 	return conf, nil
+}
+
+// isOurs reports whether the config under our number is of what we make: it has our uuid, or it is a clone that has not
+// got it yet. A number that was taken when we came is not ours, whatever stands there.
+func (m *making) isOurs(conf *pmxcfs.Conf) bool {
+	return conf.SMBIOSUUID() == m.memo.Record.UUID || !m.memo.Taken && halfMade(&m.memo.Record, conf)
 }

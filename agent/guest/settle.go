@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
@@ -78,8 +77,9 @@ func (g *Guests) settle(ctx context.Context) error {
 // dropDead removes what a dead record stands for, as a delete operation that leaves the VM alone unless it is half made.
 func (g *Guests) dropDead(ctx context.Context, rec record.Record) (*ops.Handle, error) {
 	h, _, err := g.cfg.Ops.Start(ctx, ops.Ask{
-		Kind: ops.Delete, Key: fmt.Sprintf("%s/%d", ops.Delete, rec.VMID),
-		Params:  removal{ID: rec.ID().String(), Record: &rec, Generation: rec.Generation, Volumes: rec.Volumes, Snippets: rec.Snippets},
+		Kind: ops.Delete, Key: deleteKey(rec.ID().String()),
+		// No volumes: those that the VM's config named went with it, and others of their names are somebody else's.
+		Params:  removal{ID: rec.ID().String(), Record: &rec, Generation: rec.Generation, Snippets: rec.Snippets},
 		Subject: ops.Subject{Owner: rec.Owner, Name: rec.Name, ID: rec.ID().String()},
 	})
 	return h, err

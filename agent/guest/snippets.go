@@ -9,11 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
 )
 
 // PVE hands user-data to a guest byte for byte only from a file: `cicustom` names volumes of content type snippets,
@@ -114,7 +116,7 @@ func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
 		return err
 	}
 	for part, volume := range named {
-		if err := writeSnippet(world, volume, parts[part]); err != nil {
+		if err := m.writeSnippet(world, volume, parts[part]); err != nil {
 			return fault.New(fault.Precondition, "%s: %w", m.act("write cloud-init snippet "+volume), err)
 		}
 	}
@@ -122,7 +124,7 @@ func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
 }
 
 // writeSnippet puts content where volume names it: complete or not at all, readable by root alone.
-func writeSnippet(world *pmxcfs.World, volume string, content []byte) error {
+func (g *Guests) writeSnippet(world *pmxcfs.World, volume string, content []byte) error {
 	path, err := snippetPath(world, volume)
 	if err != nil {
 		return err
@@ -130,7 +132,7 @@ func writeSnippet(world *pmxcfs.World, volume string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".pve-rigaud-*")
+	tmp, err := os.OpenFile(g.draft(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -142,6 +144,12 @@ func writeSnippet(world *pmxcfs.World, volume string, content []byte) error {
 		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	return nil
+}
+
+// draft is where this node writes a snippet before it has its name. What a crash leaves there is written again by
+// the operation that is resumed, or removed with the snippet.
+func (g *Guests) draft(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+g.cfg.Node)
 }
 
 func snippetPath(world *pmxcfs.World, volume string) (string, error) {
@@ -176,29 +184,35 @@ func (g *Guests) removeSnippets(ctx context.Context, vols []string) {
 		}
 		path, err := snippetPath(world, volume)
 		if err == nil {
-			err = os.Remove(path)
+			err = errors.Join(drop(path), drop(g.draft(path)))
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
 			g.log.WarnContext(ctx, "cloud-init snippet kept", "volume", volume, "err", err)
 		}
 	}
 }
 
+// drop removes a file that may be gone already.
+func drop(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// snippetNeeded reports whether a VM's config names the snippet, or a VM that is being made anywhere will. Where the
+// records cannot be read it is taken to be.
 func (g *Guests) snippetNeeded(world *pmxcfs.World, volume string) bool {
 	for _, vm := range world.VMs {
 		if vm.Conf != nil && strings.Contains(string(vm.Conf.Bytes()), volume) {
 			return true
 		}
 	}
-	return g.snippetOrdered(volume)
-}
-
-// snippetOrdered reports whether a running create operation will name the volume in a config.
-func (g *Guests) snippetOrdered(volume string) bool {
-	for _, op := range g.cfg.Ops.Active() {
-		if op.Kind == ops.Create && strings.Contains(string(op.Memo), volume) && !strings.Contains(string(op.Memo), `"Failure"`) {
-			return true
-		}
+	records, err := g.cfg.Records.List()
+	if err != nil {
+		return true
 	}
-	return false
+	return slices.ContainsFunc(records.Records, func(r record.Record) bool {
+		return r.State == record.Creating && slices.Contains(r.Snippets, volume)
+	})
 }

@@ -75,12 +75,12 @@ func listIDs(vms []*pmxcfs.VM) string {
 	return strings.Join(texts, ", ")
 }
 
-// bounds returns what the nodes that may ever run a clone of source can carry: this node, and all online ones when
-// its disks are on shared storage.
-func (g *Guests) bounds(source *pmxcfs.VM) bounds {
+// bounds returns what the nodes that may ever run a clone of source can carry: this node, and all others too when the
+// clone's disks are on shared storage. Storage is where the disks go; "": where the source's are.
+func (g *Guests) bounds(source *pmxcfs.VM, storage string) bounds {
 	b := bounds{CPUs: g.cfg.CPUs(g.cfg.Node)}
 	world, err := g.cfg.Watcher.World()
-	if err != nil || !allShared(world, source.Conf) {
+	if err != nil || !movable(world, source.Conf, storage) {
 		return b
 	}
 	for name := range world.Members.Nodes {
@@ -91,7 +91,11 @@ func (g *Guests) bounds(source *pmxcfs.VM) bounds {
 	return b
 }
 
-func allShared(world *pmxcfs.World, conf *pmxcfs.Conf) bool {
+func movable(world *pmxcfs.World, conf *pmxcfs.Conf, storage string) bool {
+	if storage != "" {
+		s, ok := world.Storages.Get(storage)
+		return ok && s.Shared
+	}
 	for _, d := range conf.Drives() {
 		if s, ok := world.Storages.Get(d.Storage); d.Storage != "" && (!ok || !s.Shared) {
 			return false

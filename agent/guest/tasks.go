@@ -32,9 +32,11 @@ func (g *Guests) TaskStatus(ref string) (done bool, failure string, err error) {
 	case op.State != ops.Failed:
 		return op.State == ops.Done, "", nil
 	case vmKinds[op.Kind]:
-		first, err := g.cfg.Ops.Report(op.ID)
-		if err != nil {
-			return false, "", fault.New(fault.Precondition, "task %s: %w", ref, err)
+		first := op.Reported
+		if first.IsZero() {
+			if first, err = g.cfg.Ops.Report(op.ID); err != nil {
+				return false, "", fault.New(fault.Precondition, "task %s: %w", ref, err)
+			}
 		}
 		if time.Since(first) >= reportFor {
 			return true, "", nil

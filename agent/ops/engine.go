@@ -77,10 +77,8 @@ func (e *Engine) Ready() <-chan struct{} { return e.ready }
 // Run resumes what was interrupted, accepts operations until ctx ends, and returns when every handler has returned.
 // Operations that are under way then stay in the journal as running.
 func (e *Engine) Run(ctx context.Context) error {
-	if n, err := e.cfg.Journal.Prune(ctx, time.Now().Add(-e.cfg.Keep)); err != nil {
+	if err := e.prune(ctx); err != nil {
 		return err
-	} else if n > 0 {
-		e.cfg.Log.InfoContext(ctx, "journal pruned", "operations", n)
 	}
 	active, err := e.cfg.Journal.Active()
 	if err != nil {
@@ -94,13 +92,37 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	e.mu.Unlock()
 	close(e.ready)
-	<-ctx.Done()
+	e.pruneDaily(ctx)
 	e.mu.Lock()
 	close(e.stop)
 	e.stop = nil
 	e.mu.Unlock()
 	e.wg.Wait()
 	return nil
+}
+
+// pruneDaily keeps the journal from growing until ctx ends.
+func (e *Engine) pruneDaily(ctx context.Context) {
+	ticker := time.NewTicker(24 * time.Hour)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if err := e.prune(ctx); err != nil {
+				e.cfg.Log.WarnContext(ctx, "journal not pruned", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (e *Engine) prune(ctx context.Context) error {
+	n, err := e.cfg.Journal.Prune(ctx, time.Now().Add(-e.cfg.Keep))
+	if n > 0 {
+		e.cfg.Log.InfoContext(ctx, "journal pruned", "operations", n)
+	}
+	return err
 }
 
 // Ask is a request for an operation.
@@ -239,16 +261,8 @@ func (e *Engine) work(ctx context.Context, l *live) {
 		log.InfoContext(ctx, "operation interrupted, it is resumed at the next start")
 		return
 	}
-	ev := Event{What: Succeeded}
-	werr := l.change(e, func(o *Op) Event {
-		o.State, o.Params = Done, nil // may hold secrets, such as user-data, and nobody needs them any more
-		if err != nil {
-			o.State = Failed
-			o.Failure = &Failure{Reason: fault.Of(err), Message: err.Error()}
-			ev = Event{What: Broke, Message: err.Error()}
-		}
-		return ev
-	})
+	// Until its end is journaled the operation counts as running: a disk that is full now may have room later.
+	werr := Retry(ctx, func(error) bool { return true }, func(context.Context) error { return l.end(e, err) })
 	op = l.snapshot()
 	attrs := []any{"vm", op.Subject.ID, "name", op.Subject.Name, "took", op.Updated.Sub(op.Created)}
 	switch {
@@ -259,6 +273,20 @@ func (e *Engine) work(ctx context.Context, l *live) {
 	default:
 		log.InfoContext(ctx, "operation done", attrs...)
 	}
+}
+
+// end journals the end of an operation.
+func (l *live) end(e *Engine, failed error) error {
+	return l.change(e, func(o *Op) Event {
+		o.Params = nil // may hold secrets, such as user-data, and nobody needs them any more
+		if failed == nil {
+			o.State = Done
+			return Event{What: Succeeded}
+		}
+		o.State = Failed
+		o.Failure = &Failure{Reason: fault.Of(failed), Message: failed.Error()}
+		return Event{What: Broke, Message: failed.Error()}
+	})
 }
 
 // handle calls the handler of the operation's kind; a panic in it is that operation's failure, not the agent's.

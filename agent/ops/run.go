@@ -114,7 +114,7 @@ func Retry(ctx context.Context, worth func(error) bool, f func(context.Context) 
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w (gave up: %w)", err, ctx.Err())
+			return fmt.Errorf("%w (gave up: %w)", err, context.Cause(ctx))
 		}
 		pause = min(2*pause, 5*time.Second)
 	}

@@ -1,6 +1,7 @@
 package pmxcfs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,6 +95,27 @@ func (t *Tree) Conf(node string, vmid int) (*Conf, error) {
 		return nil, err
 	}
 	return ParseConf(t.path(name), raw)
+}
+
+// Replace puts a changed config in the place of a VM's config: a reader sees the old one or the new one. The caller holds
+// PVE's lock of that VM, lock-<vmid>.conf in /var/lock/qemu-server.
+func (t *Tree) Replace(node string, vmid int, conf *Conf) error {
+	name := t.path(confName(TypeQEMU, node, vmid))
+	temp := fmt.Sprintf("%s.tmp.%d", name, os.Getpid()) // as PVE names its own
+	if err := os.WriteFile(temp, conf.Bytes(), 0o640); err != nil {
+		return errors.Join(err, remove(temp))
+	}
+	if err := os.Rename(temp, name); err != nil {
+		return errors.Join(err, remove(temp))
+	}
+	return nil
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !missing(err) {
+		return err
+	}
+	return nil
 }
 
 // prove opens the config of a guest under node's directory and closes it again: an open, unlike a stat, is never

@@ -33,7 +33,11 @@ func refuse(err error) error {
 	if _, ok := errors.AsType[*fault.Error](err); !ok {
 		return status.Error(codes.Internal, err.Error())
 	}
-	return status.Error(statusCodes[fault.Of(err)], err.Error())
+	code, known := statusCodes[fault.Of(err)]
+	if !known { // from the journal of another version; the zero code would mean success
+		code = codes.FailedPrecondition
+	}
+	return status.Error(code, err.Error())
 }
 
 func powerText(on bool) string {

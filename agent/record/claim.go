@@ -46,7 +46,13 @@ func (c *Claim) Check() error {
 func (c *Claim) lockedCheck() (Record, error) {
 	h := hash(c.rec.Owner, c.rec.Name)
 	r, err := c.store.readFile(fileName(h, c.rec.Generation))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && r.Token != c.rec.Token {
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := c.store.dir.mounted(); err != nil {
+			return Record{}, fmt.Errorf("check claim of %q: %w", c.rec.Name, err)
+		}
+		return Record{}, c.lost()
+	}
+	if err == nil && r.Token != c.rec.Token {
 		return Record{}, c.lost()
 	}
 	if err != nil {

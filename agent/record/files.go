@@ -119,13 +119,17 @@ func (d folder) names() ([]string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return names, err
 	}
-	if _, err := d.modTime(filepath.Dir(d.root)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, d.notMounted()
-		}
-		return nil, err
+	return nil, d.mounted()
+}
+
+// mounted checks that the directory above ours is there: where /etc/pve is not mounted, that a file is missing says
+// nothing.
+func (d folder) mounted() error {
+	_, err := d.modTime(filepath.Dir(d.root))
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.notMounted()
 	}
-	return nil, nil
+	return err
 }
 
 func (d folder) notMounted() error {

@@ -67,6 +67,9 @@ func runAgent(ctx context.Context, args []string, env func(string) (string, bool
 	}
 	if err != nil {
 		say(stderr, fmt.Sprintf("pve-rigaud: %v\n", err))
+		if errors.Is(err, config.ErrNotMounted) {
+			return exitFailed // at a boot, pmxcfs may come later than we do
+		}
 		return exitConfig
 	}
 	if cfg.PrintConfig {
