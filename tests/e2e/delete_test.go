@@ -64,7 +64,7 @@ func TestDeleteOfAStrangersDisks(t *testing.T) {
 	before := s.inventory()
 	id := s.create(request("web-01"))
 	// The disk is no longer in the config, but the record knows it.
-	s.must(s.sim.SetConfig(10000, map[string]string{"scsi0": ""}))
+	s.set(10000, map[string]string{"scsi0": ""})
 	s.must(s.delete(id))
 	s.nothingLeft(before)
 }

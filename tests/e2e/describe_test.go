@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -164,6 +165,38 @@ func TestDescribeAVMInCreation(t *testing.T) {
 	}
 }
 
+// TestDescribeAVMThatPVEDoesNotKnowYet: the id is out, and the worker that writes the first config has not come to it.
+func TestDescribeAVMThatPVEDoesNotKnowYet(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick)
+	begin := make(chan struct{})
+	release := sync.OnceFunc(func() { close(begin) })
+	defer release()
+	s.sim.BeforeTask(func(x *pvesim.Task) {
+		if x.Type() == "qmclone" {
+			<-begin
+		}
+	})
+	c := s.began(request("web-01"))
+	s.throughout(func() {
+		if d := s.described(c.GetId()); d.GetPowerState() != "Off" {
+			t.Fatalf("%v", d)
+		}
+	})
+	release()
+	if failure := s.outcome(c.GetTask()); failure != "" {
+		t.Error(failure)
+	}
+	s.described(c.GetId())
+}
+
+// throughout does something again and again, for longer than it takes to call a VM gone.
+func (s *stage) throughout(do func()) {
+	s.Helper()
+	end := time.Now().Add(1500 * time.Millisecond)
+	s.eventually("the end of the time", func() bool { do(); return time.Now().After(end) })
+}
+
 // vanished lets a VM of the stage vanish and returns when that was.
 func (s *stage) vanished(id int) time.Time {
 	s.Helper()
@@ -208,8 +241,7 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 		s.vanished(10000)
 		s.must(s.sim.SetQuorate(false))
 		s.troubled("no quorum")
-		deadline := time.Now().Add(2 * time.Second)
-		for time.Now().Before(deadline) {
+		s.throughout(func() {
 			d, err := s.describe(id)
 			if err == nil && !d.GetExists() {
 				t.Fatal("called gone without quorum")
@@ -217,7 +249,7 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 			if err != nil {
 				refused(t, err, codes.FailedPrecondition, "10000", "quorum")
 			}
-		}
+		})
 		s.must(s.sim.SetQuorate(true))
 		s.eventually("gone", func() bool { d, err := s.describe(id); return err == nil && !d.GetExists() })
 	})
@@ -227,9 +259,8 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 		id := s.create(request("web-01", from("9001")))
 		s.on(id)
 		s.must(s.sim.MoveVM(10000, "pve2"))
-		deadline := time.Now().Add(1500 * time.Millisecond)
 		elsewhere := false
-		for time.Now().Before(deadline) {
+		s.throughout(func() {
 			d, err := s.describe(id)
 			if err == nil && !d.GetExists() {
 				t.Fatal("called gone while it is on another node")
@@ -238,7 +269,7 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 				elsewhere = true
 				refused(t, err, codes.FailedPrecondition, id, "pve2", "pve1")
 			}
-		}
+		})
 		if !elsewhere {
 			t.Error("still described as if it were here")
 		}

@@ -22,6 +22,10 @@ func TestALife(t *testing.T) {
 		t.Parallel()
 		aLife(start(t))
 	})
+	t.Run("simulated on FUSE", func(t *testing.T) {
+		t.Parallel()
+		aLife(start(t, fuse))
+	})
 	for _, version := range []string{"7.4", "8.4"} {
 		t.Run("simulated PVE "+version, func(t *testing.T) {
 			t.Parallel()

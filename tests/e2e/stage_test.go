@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -20,6 +21,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/tests/payloads"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/pmxfuse"
 	"github.com/pve-rigaud/pve-rigaud/tests/rig"
 )
 
@@ -45,6 +47,9 @@ type setting struct {
 	options []agent.Option
 }
 
+// fuse mounts /etc/pve as a node does: without quorum nothing can be written.
+var fuse = setting{sim: func(c *pvesim.Config) { c.PMXCFS = pvesim.FUSE }}
+
 // start starts a cluster of one node without VMs, and its agent. Everything is quick; nothing is timed.
 func start(t *testing.T, settings ...setting) *stage {
 	t.Helper()
@@ -68,6 +73,9 @@ func raise(t *testing.T, settings ...setting) *stage {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	r, err := rig.Start(ctx, cfg)
+	if missing, ok := errors.AsType[*pmxfuse.MissingError](err); ok {
+		t.Skipf("skipped: %v", missing)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
