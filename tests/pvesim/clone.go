@@ -2,6 +2,7 @@ package pvesim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -222,7 +223,11 @@ func joinProps(m map[string]string) string {
 
 // runClone makes the clone. The caller holds both locks.
 func (c *Cluster) runClone(ctx context.Context, job *cloneJob, t *Task) error {
-	t.logf("creating a clone of VM %d with ID %d", job.src, job.dst)
+	if c.cfg.QuietClones {
+		t.logf("clone VM %d", job.src)
+	} else {
+		t.logf("creating a clone of VM %d with ID %d", job.src, job.dst)
+	}
 	// Until the first disk is there the config says no more than this.
 	if err := c.tree.writeConf(job.node.Name, job.dst, []byte("# qmclone temporary file\nlock: clone\n")); err != nil {
 		return err
@@ -231,8 +236,9 @@ func (c *Cluster) runClone(ctx context.Context, job *cloneJob, t *Task) error {
 	if err == nil {
 		err = c.finishClone(job, t)
 	}
-	if err == nil {
-		return nil
+	var injected *injectedError
+	if err == nil || errors.As(err, &injected) && injected.exit == unknownExit {
+		return err
 	}
 	for _, volid := range made {
 		if err := c.pool.free(job.node.Name, volid); err != nil {

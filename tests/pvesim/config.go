@@ -68,6 +68,8 @@ type Config struct {
 	CleanupHold  time.Duration            // how long that holds the VM's lock if the VM runs again by then; 30 s on a real node
 	Scan         time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
 
+	QuietClones bool // a clone's log does not say which VM it makes, as before PVE 9.2
+
 	Log *slog.Logger
 }
 

@@ -98,8 +98,9 @@ type taskFault struct {
 }
 
 // FailTask lets the next task of a type fail with an exit status ("no space
-// left on device") instead of doing its work; a clone fails half-way. An empty
-// type and a vmid of 0 match every task.
+// left on device") instead of doing its work; a clone fails half-way, and with
+// "unexpected status" it is killed there: nobody cleans up. An empty type and a
+// vmid of 0 match every task.
 func (c *Cluster) FailTask(kind string, vmid int, exit string) {
 	c.workers.mu.Lock()
 	defer c.workers.mu.Unlock()

@@ -199,6 +199,9 @@ func (w *workers) gate(ctx context.Context, kind string) error {
 	}
 }
 
+// unknownExit is the exit status of a worker that was killed: its log has no end.
+const unknownExit = "unexpected status"
+
 var okStatus = regexp.MustCompile(`^(OK|WARNINGS: \d+)$`)
 
 // kindOf sorts an exit status the way the task list's filter does.
@@ -208,7 +211,7 @@ func statusKind(exit string) string {
 		return "ok"
 	case okStatus.MatchString(exit):
 		return "warning"
-	case exit == "" || exit == "unexpected status":
+	case exit == "" || exit == unknownExit:
 		return "unknown"
 	}
 	return "error"
