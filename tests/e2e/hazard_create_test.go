@@ -19,8 +19,12 @@ func TestCreateWhileNothingIsMounted(t *testing.T) {
 	s := start(t, quick)
 	var once sync.Once
 	off := make(chan struct{})
-	s.sim.BeforeTask(func(task *pvesim.Task) {
-		if task.Type() == "qmclone" {
+	cloned := func() bool {
+		tasks := s.sim.Tasks()
+		return len(tasks) > 0 && tasks[0].Exit() != ""
+	}
+	s.sim.AfterRequest(func(_ string, r *http.Request) {
+		if strings.Contains(r.URL.Path, ":qmclone:") && cloned() { // the agent learns it now, and reads the config next
 			once.Do(func() {
 				s.check(s.sim.SetMounted("pve1", false))
 				close(off)
@@ -30,7 +34,7 @@ func TestCreateWhileNothingIsMounted(t *testing.T) {
 	c, err := s.agent.Provider.Create(s.ctx, request("web-01"))
 	s.must(err)
 	<-off
-	s.eventually("the agent knows", func() bool { _, err := s.describe(c.GetId()); return err != nil })
+	s.knowsUnmounted(c.GetId())
 	s.must(s.sim.SetMounted("pve1", true))
 	if failure := s.outcome(c.GetTask()); failure != "" {
 		t.Error(failure)

@@ -126,6 +126,15 @@ func TestDeleteOfAVMThatMovesMeanwhile(t *testing.T) {
 	}
 }
 
+// knowsUnmounted waits until the agent has found that /etc/pve is not mounted.
+func (s *stage) knowsUnmounted(id string) {
+	s.Helper()
+	s.eventually("the agent misses /etc/pve", func() bool {
+		_, err := s.describe(id)
+		return err != nil && strings.Contains(err.Error(), "not mounted")
+	})
+}
+
 // TestDeleteWhileNothingIsMounted: /etc/pve is an empty directory for a moment, as when pve-cluster is upgraded.
 func TestDeleteWhileNothingIsMounted(t *testing.T) {
 	t.Parallel()
@@ -140,7 +149,7 @@ func TestDeleteWhileNothingIsMounted(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- s.delete(id) }()
 	<-off
-	s.eventually("the agent knows", func() bool { _, err := s.describe(id); return err != nil })
+	s.knowsUnmounted(id)
 	if _, there := s.sim.Owner(10000); !there || len(s.records()) != 1 {
 		t.Errorf("there %v, records %q", there, s.records())
 	}
