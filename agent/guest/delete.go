@@ -33,7 +33,8 @@ type removal struct {
 // Delete removes a VM with its disks, or joins the removal that is under way. A nil handle means that the VM does
 // not exist, without doubt: there is nothing to do.
 func (g *Guests) Delete(ctx context.Context, owner string, id record.ID) (*ops.Handle, error) {
-	if h := g.running(ops.Delete, id); h != nil {
+	// A mere number is looked up anew: the removal under way may be that of the VM which had it before.
+	if h := g.running(ops.Delete, id); h != nil && id.UUID8 != "" {
 		return h, nil
 	}
 	if _, err := g.cfg.Watcher.World(); err != nil { // or a read of /etc/pve might never come back

@@ -51,12 +51,12 @@ func (r removal) target(id record.ID) target {
 }
 
 // halfMade reports whether conf is what is left of the making of rec's VM: under the number that was reserved for it,
-// with its name and not yet with its uuid, or still as PVE begins a clone, with nothing but a lock.
+// with its name and not yet with its uuid, or still as PVE begins a clone, with nothing but a lock (or not even that).
 func halfMade(rec *record.Record, conf *pmxcfs.Conf) bool {
 	if rec == nil || rec.State != record.Creating {
 		return false
 	}
-	return conf.Name() == rec.Name || conf.Name() == "" && conf.Lock() == "clone"
+	return conf.Name() == rec.Name || conf.Name() == "" && conf.SMBIOSUUID() == ""
 }
 
 // deletable refuses what PVE's users have marked as not to be deleted.

@@ -234,3 +234,36 @@ func TestARestoreUnderWay(t *testing.T) {
 		})
 	}
 }
+
+// TestDeleteOfTheNextVMOfANumber does not join what still is to be done for the one before.
+func TestDeleteOfTheNextVMOfANumber(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	id := s.create(request("web-01"))
+	seen, hold := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release)
+	s.meanwhile("GET", "/nodes/*/storage/*/content", func() { close(seen); <-hold })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	wg.Go(func() { s.check(s.delete(id)) })
+	<-seen
+	s.must(s.sim.AddVM(10000, "pve1", stranger))
+	s.eventually("the agent knows the next VM", func() bool {
+		d, err := s.describe("10000-01234567")
+		return err == nil && d.GetExists()
+	})
+	ended := make(chan error)
+	go func() { ended <- s.soon().delete("10000") }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-time.After(3 * time.Second):
+		release()
+		err = <-ended
+	}
+	if _, there := s.sim.Owner(10000); there || err != nil {
+		t.Errorf("err %v, the VM is there: %v", err, there)
+	}
+}

@@ -152,14 +152,22 @@ func TestPowerFails(t *testing.T) {
 		code    codes.Code
 		names   []string
 	}{
-		{name: "no such bridge", options: map[string]string{"net0": "virtio=BC:24:11:00:00:01,bridge=vmbr9"}, op: powerOn,
-			code: codes.FailedPrecondition, names: []string{"bridge 'vmbr9' does not exist"}},
-		{name: "more CPUs than the node has", options: map[string]string{"cores": "64"}, op: powerOn,
-			code: codes.FailedPrecondition, names: []string{"MAX 16 vcpus"}},
-		{name: "no such disk", options: map[string]string{"scsi1": "local:500/vm-500-disk-9.qcow2,size=1G"}, op: powerOn,
-			code: codes.FailedPrecondition, names: []string{"vm-500-disk-9.qcow2", "does not exist"}},
-		{name: "locked", options: map[string]string{"lock": "backup"}, op: powerOn,
-			code: codes.FailedPrecondition, names: []string{"locked (backup)"}},
+		{
+			name: "no such bridge", options: map[string]string{"net0": "virtio=BC:24:11:00:00:01,bridge=vmbr9"}, op: powerOn,
+			code: codes.FailedPrecondition, names: []string{"bridge 'vmbr9' does not exist"},
+		},
+		{
+			name: "more CPUs than the node has", options: map[string]string{"cores": "64"}, op: powerOn,
+			code: codes.FailedPrecondition, names: []string{"MAX 16 vcpus"},
+		},
+		{
+			name: "no such disk", options: map[string]string{"scsi1": "local:500/vm-500-disk-9.qcow2,size=1G"}, op: powerOn,
+			code: codes.FailedPrecondition, names: []string{"vm-500-disk-9.qcow2", "does not exist"},
+		},
+		{
+			name: "locked", options: map[string]string{"lock": "backup"}, op: powerOn,
+			code: codes.FailedPrecondition, names: []string{"locked (backup)"},
+		},
 		{name: "vanishes", op: powerOn, prepare: func(id int) {
 			s.meanwhile("POST", fmt.Sprintf("/nodes/*/qemu/%d/status/start", id), func() {
 				if err := s.sim.VanishVM(id); err != nil {
