@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -21,8 +22,11 @@ func (r *crashRow) spoilRecord() error {
 		return nil
 	}
 	path, err := r.recordFile(r.vm)
-	if err != nil || path == "" {
-		return fmt.Errorf("no record to spoil: %w", err)
+	if err == nil && path == "" {
+		err = errors.New("no record to spoil")
+	}
+	if err != nil {
+		return err
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {

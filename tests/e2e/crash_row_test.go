@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -47,8 +49,11 @@ type crashCase struct {
 	mute     bool   // a clone does not say what it makes before the last life has looked for that
 	late     bool   // the call is carried out only when the last life makes it again
 	dark     int32  // so many requests of the last life find PVE's API closed
+	blind    bool   // /etc/pve cannot be read before the last life has asked PVE for something
 	aged     bool   // long enough ago for an agent that comes back to settle it unasked
 	torn     bool   // the record is cut short, as by a crash while it is written
+
+	timers []time.Duration // kill the lives instead, this long after the request or the start
 }
 
 // crashCall is a request to PVE at which the agent dies.
@@ -87,7 +92,7 @@ type crashRow struct {
 
 // crashWait is a request that somebody waits for.
 type crashWait struct {
-	path string // how it ends; "" for any that concerns VMs
+	path string // how it ends; "" for any that concerns this node
 	seen chan struct{}
 }
 
@@ -109,7 +114,7 @@ func (r *crashRow) asked(rq *http.Request) {
 	}
 	r.mu.Lock()
 	r.waits = slices.DeleteFunc(r.waits, func(w crashWait) bool {
-		if path == "/nodes" || !strings.HasSuffix(path, w.path) {
+		if w.path == "" && path == "/nodes" || !strings.HasSuffix(path, w.path) {
 			return false
 		}
 		close(w.seen)
@@ -255,6 +260,9 @@ func (r *crashRow) die() error {
 	if r.mute {
 		r.release = func() { r.once(r.muted) }
 	}
+	if len(r.timers) > 0 {
+		return r.dieInTime()
+	}
 	r.mu.Lock()
 	r.armed = r.call != nil
 	r.mu.Unlock()
@@ -272,6 +280,33 @@ func (r *crashRow) die() error {
 	}
 	for i := 1; i < len(r.kills); i++ {
 		if err := r.dieAgain(r.kills[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dieInTime is die at moments that nobody has chosen.
+func (r *crashRow) dieInTime() error {
+	timer := time.AfterFunc(r.timers[0], r.life.kill)
+	defer timer.Stop()
+	if err := r.first(); err != nil && status.Code(err) != codes.Unavailable {
+		return fmt.Errorf("first answer: %w", err)
+	}
+	if err := r.awaitDeath(); err != nil {
+		return err
+	}
+	for _, d := range r.timers[1:] {
+		life, end := context.WithTimeout(r.ctx, d)
+		err := r.liveIn(life, crashPoint{})
+		if err == nil {
+			_ = r.again(r.life) // dies with the agent, or does not
+		}
+		if err == nil || errors.Is(err, errCrashed) {
+			err = r.awaitDeath()
+		}
+		end()
+		if err != nil {
 			return err
 		}
 	}
@@ -323,7 +358,7 @@ func (r *crashRow) bury() error {
 		return fmt.Errorf("the agent was not killed, it ended: %w\n%s", r.life.ended, r.life.log.String())
 	}
 	if r.lost {
-		if err := os.Remove(filepath.Join(r.Sim.Node(r.node).State, "journal.db")); err != nil {
+		if err := os.Remove(filepath.Join(r.Sim.Node(r.node).State, "journal.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -350,9 +385,12 @@ func (r *crashRow) dieAgain(p crashPoint) error {
 }
 
 // live begins another life of the agent.
-func (r *crashRow) live(p crashPoint) error {
+func (r *crashRow) live(p crashPoint) error { return r.liveIn(r.ctx, p) }
+
+// liveIn is live for a life that ends, killed, with ctx.
+func (r *crashRow) liveIn(ctx context.Context, p crashPoint) error {
 	r.lives++
-	l, err := crashBorn(r.ctx, r.flags(r.node), p)
+	l, err := crashBorn(ctx, r.flags(r.node), p)
 	if l != nil {
 		r.life = l
 	}
@@ -380,7 +418,7 @@ func (r *crashRow) comeBack() error {
 		called = r.when("")
 	}
 	r.dropped.Store(r.dark)
-	if err := r.live(crashPoint{}); err != nil {
+	if err := r.wake(); err != nil {
 		return err
 	}
 	if r.torn {
@@ -413,6 +451,29 @@ func (r *crashRow) comeBack() error {
 		err = errors.Join(err, r.settled())
 	}
 	return errors.Join(err, again, r.idle(r.life))
+}
+
+// wake begins the last life.
+func (r *crashRow) wake() error {
+	if !r.blind {
+		return r.live(crashPoint{})
+	}
+	list := filepath.Join(r.Sim.Node(r.node).PMXCFS, ".vmlist")
+	if err := os.Rename(list, list+".away"); err != nil {
+		return err
+	}
+	asked, seeing := r.when("/nodes"), make(chan error)
+	born := make(chan struct{})
+	go func() {
+		select {
+		case <-asked:
+		case <-born: // dead
+		}
+		seeing <- os.Rename(list+".away", list)
+	}()
+	err := r.live(crashPoint{})
+	close(born)
+	return errors.Join(err, <-seeing)
 }
 
 // again repeats the request as the manager does, until it is carried out.

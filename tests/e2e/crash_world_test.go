@@ -24,13 +24,11 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/tests/rig"
 )
 
-// crashPatience is how long anything in the crash table may take on a busy machine.
-const crashPatience = 30 * time.Second
-
 // crashWorld is a cluster whose nodes each take one row of the table after the other.
 type crashWorld struct {
 	*rig.Rig
-	ctx context.Context //nolint:containedctx // of the test
+	ctx      context.Context //nolint:containedctx // of the test
+	patience time.Duration   // how long anything may take
 
 	mu    sync.Mutex // guards all below
 	rows  map[string]*crashRow
@@ -38,18 +36,18 @@ type crashWorld struct {
 	names int
 }
 
-// crashNodes starts a cluster with a template on each node.
-func crashNodes(t *testing.T, nodes int, kind pvesim.QEMU) *crashWorld {
+// crashNodes starts a cluster with a template on each node, in which each task takes so long.
+func crashNodes(t *testing.T, nodes int, kind pvesim.QEMU, slowness time.Duration) *crashWorld {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, err := rig.Start(ctx, rig.Config{Sim: pvesim.Config{
-		Nodes: nodes, QEMU: kind, AuthDelay: -1, AgentWait: 200 * time.Millisecond, PollUnit: 20 * time.Millisecond, Scan: 50 * time.Millisecond,
+		Nodes: nodes, QEMU: kind, TaskDelay: slowness, AuthDelay: -1, AgentWait: 200 * time.Millisecond, PollUnit: 20 * time.Millisecond, Scan: 50 * time.Millisecond,
 	}})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
 	}
-	w := &crashWorld{Rig: r, ctx: ctx, rows: map[string]*crashRow{}}
+	w := &crashWorld{Rig: r, ctx: ctx, patience: 30 * time.Second, rows: map[string]*crashRow{}}
 	t.Cleanup(func() {
 		cancel()
 		if err := r.Close(); err != nil {
@@ -241,7 +239,7 @@ func crashVolumes(conf map[string]string) map[string]bool {
 
 // until polls for what nothing signals.
 func (w *crashWorld) until(what string, holds func() (bool, error)) error {
-	deadline := time.NewTimer(crashPatience)
+	deadline := time.NewTimer(w.patience)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -253,7 +251,7 @@ func (w *crashWorld) until(what string, holds func() (bool, error)) error {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			return fmt.Errorf("did not come about in %s: %s", crashPatience, what)
+			return fmt.Errorf("did not come about in %s: %s", w.patience, what)
 		case <-w.ctx.Done():
 			return w.ctx.Err()
 		}
