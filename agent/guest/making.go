@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -240,50 +239,6 @@ func (g *Guests) confHere(ctx context.Context, vmid int) (conf *pmxcfs.Conf, err
 	return conf, nil
 }
 
-func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
-	began := m.stepBegan(stepClone)
-	err := m.runTask(ctx, s,
-		func(ctx context.Context) (pve.UPID, bool, error) {
-			return m.findOwnClone(ctx, began)
-		},
-		m.held(func(ctx context.Context) (pve.UPID, error) {
-			return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
-				NewID: m.vmid(), Name: m.order.Name, Full: true, Storage: m.order.Storage,
-			})
-		}))
-	if pve.KindOf(err) == pve.KindExists {
-		err = m.joinClone(ctx, s, began, err)
-	}
-	if pve.KindOf(err) == pve.KindExists {
-		m.memo.Taken = true // noted with the failure
-		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
-	}
-	if err != nil {
-		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
-	}
-	return m.noteVolumes(ctx)
-}
-
-// joinClone waits for the clone that has taken the number, if it is ours: a request whose answer was lost may be carried
-// out later than we looked for what it did. If it is not ours, the result is taken, the error that told so.
-func (m *making) joinClone(ctx context.Context, s *ops.StepRun, began time.Time, taken error) error {
-	return ops.Retry(ctx, underWay, func(ctx context.Context) error {
-		u, ok, err := m.findOwnClone(ctx, began)
-		switch {
-		case err != nil:
-			return err
-		case !ok:
-			return taken
-		case u == "":
-			return nil
-		}
-		if err := s.Task(string(u)); err != nil {
-			return err
-		}
-		return m.cfg.PVE.Wait(ctx, u)
-	})
-}
-
 // noteVolumes notes the volumes that the VM has by now, so that they can be removed even if its config is lost.
 func (m *making) noteVolumes(ctx context.Context) error {
 	conf, err := m.confHere(ctx, m.vmid())
@@ -296,65 +251,6 @@ func (m *making) noteVolumes(ctx context.Context) error {
 	}
 	m.memo.Volumes = vols
 	return m.note()
-}
-
-func (m *making) stepBegan(name string) time.Time {
-	op := m.run.Op()
-	for _, s := range op.Steps {
-		if s.Name == name {
-			return s.Began
-		}
-	}
-	return op.Created
-}
-
-// clockSlack covers the difference between our clock and the second in which PVE says a task began.
-const clockSlack = 5 * time.Second
-
-// errUnsaid is the finding that a clone has begun and waits for the lock of its source: it says only then what it makes.
-var errUnsaid = errors.New("a clone has begun that does not say yet which VM it makes")
-
-// findClone looks for the task that clones source (0: any VM) to vmid, of which nobody told us the UPID. A clone's
-// task carries the number of its source; the new number stands in its log, after what it says of waiting for a lock.
-func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
-	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
-		VMID: source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,
-	})
-	if err != nil {
-		return "", false, err
-	}
-	ours, unsaid := fmt.Sprintf(" with ID %d", vmid), false
-	for _, t := range tasks {
-		log, err := g.cfg.PVE.TaskLog(ctx, t.UPID)
-		if err != nil {
-			return "", false, err
-		}
-		said := slices.IndexFunc(log, func(line string) bool { return strings.HasPrefix(line, "creating a clone of VM ") })
-		switch {
-		case said >= 0 && strings.HasSuffix(log[said], ours):
-			return t.UPID, true, nil
-		case said < 0 && t.Running():
-			unsaid = true
-		}
-	}
-	if unsaid {
-		return "", false, errUnsaid
-	}
-	return "", false, nil
-}
-
-// findOwnClone looks for what a clone whose answer was lost has done. Before version 9.2, PVE does not say in a clone's
-// log which VM it makes: then the finished VM under our number, with our name, is it.
-func (m *making) findOwnClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
-	u, ok, err := m.findClone(ctx, m.order.Source, m.vmid(), began)
-	if ok || err != nil {
-		return u, ok, err
-	}
-	conf, err := m.confHere(ctx, m.vmid())
-	if err != nil || conf == nil {
-		return "", false, err
-	}
-	return "", conf.Lock() == "" && conf.Name() == m.order.Name, nil
 }
 
 func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
@@ -458,83 +354,4 @@ func volumes(conf *pmxcfs.Conf) []string {
 		}
 	}
 	return vols
-}
-
-// fail removes everything the operation has made and returns why it failed.
-func (m *making) fail(ctx context.Context) error {
-	failure := fault.New(m.memo.Failure.Reason, "%s", m.memo.Failure.Message)
-	if m.claim == nil {
-		return failure // nothing was ever made
-	}
-	left := m.run.Step(ctx, stepUndo, m.undo)
-	switch {
-	case left == nil:
-		return failure
-	case ctx.Err() != nil:
-		return left
-	}
-	return fault.New(failure.Reason, "%s; and what was made could not be removed again: %w", failure.Msg, left)
-}
-
-func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
-	conf, err := m.leftovers(ctx)
-	if err != nil {
-		return err
-	}
-	vols := slices.Clone(m.memo.Volumes)
-	if conf != nil {
-		vols = append(vols, volumes(conf)...)
-		if err := m.destroy(ctx, target{id: m.memo.Record.ID(), is: m.isOurs, made: true}); err != nil {
-			return err
-		}
-	}
-	if err := m.removeVolumes(ctx, m.vmid(), vols); err != nil {
-		return err
-	}
-	if err := released(m.claim.Release()); err != nil {
-		return fault.New(fault.Precondition, "%s: %w", m.act("give its record back"), err)
-	}
-	m.removeSnippets(ctx, m.snippetVolumes()) // after the record, which names them
-	return nil
-}
-
-// leftovers returns the config of what our clone has made, nil when there is nothing. It waits for a clone that is
-// still under way: PVE removes what a failed one has made.
-func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
-	op := m.run.Op()
-	var clone *ops.Step
-	for i := range op.Steps {
-		if op.Steps[i].Name == stepClone {
-			clone = &op.Steps[i]
-		}
-	}
-	if clone == nil {
-		return nil, nil
-	}
-	upid := pve.UPID(clone.UPID)
-	err := ops.Retry(ctx, underWay, func(ctx context.Context) (err error) {
-		if upid == "" {
-			if upid, _, err = m.findClone(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
-				return err
-			}
-		}
-		return m.cfg.PVE.Wait(ctx, upid)
-	})
-	if ctx.Err() != nil {
-		return nil, err
-	}
-	conf, rerr := m.confHere(ctx, m.vmid())
-	if rerr != nil || conf == nil {
-		return nil, rerr
-	}
-	if !m.isOurs(conf) || pve.KindOf(err) == pve.KindExists {
-		return nil, nil
-	}
-	return conf, nil
-}
-
-// isOurs reports whether the config under our number is of what we make: it has our uuid, or it is a clone that has not
-// got it yet. A number that was taken when we came is not ours, whatever stands there.
-func (m *making) isOurs(conf *pmxcfs.Conf) bool {
-	return conf.SMBIOSUUID() == m.memo.Record.UUID || !m.memo.Taken && halfMade(&m.memo.Record, conf)
 }
