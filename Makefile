@@ -39,7 +39,7 @@ test: schema
 
 race: export CGO_ENABLED = 1
 race: schema
-	go run ./tests/skips -race $(PKG)
+	go run ./tests/skips -timeout 20m -race $(PKG)
 
 schema:
 	@if [ -n "$$PVE_API_SCHEMA" ]; then \
