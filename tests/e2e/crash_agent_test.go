@@ -169,7 +169,8 @@ func crashBorn(ctx context.Context, args []string, kill crashPoint) (*crashLife,
 	l := &crashLife{
 		cmd: exec.CommandContext(ctx, self), ready: make(chan string, 1), armed: make(chan struct{}, 1), over: make(chan struct{}),
 	}
-	l.cmd.Env = append(os.Environ(), crashEnv+"="+string(order))
+	// A race in the agent ends it, so that its row fails.
+	l.cmd.Env = append(os.Environ(), crashEnv+"="+string(order), "GORACE=halt_on_error=1")
 	l.cmd.Stderr = &l.log
 	if l.stdin, err = l.cmd.StdinPipe(); err != nil {
 		return nil, err

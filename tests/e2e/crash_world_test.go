@@ -133,6 +133,21 @@ func (w *crashWorld) note(line string) {
 	w.table = append(w.table, line)
 }
 
+// crashFailed is the outcome of a row that is not as it should be.
+const crashFailed = "FAILED"
+
+// failures counts such rows.
+func (w *crashWorld) failures() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, line := range w.table {
+		if strings.HasSuffix(line, crashFailed) {
+			n++
+		}
+	}
+	return n
+}
+
 // print logs the table.
 func (w *crashWorld) print(t *testing.T) {
 	t.Helper()
