@@ -147,6 +147,15 @@ func hostPort(s string) error {
 	return nil
 }
 
+// addrPort is what others can connect to: names are not looked up, and no address stands for all of them.
+func addrPort(s string) error {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 || a.Addr().IsUnspecified() {
+		return fmt.Errorf("expected ip:port, got %q", s)
+	}
+	return nil
+}
+
 func isHost(s string) bool {
 	_, err := netip.ParseAddr(s)
 	return err == nil || hostPattern.MatchString(s)

@@ -20,6 +20,11 @@ type Config struct {
 	Node string
 	// Listen is where and how the provider service is served.
 	Listen Listen
+	// Gossip is how the agents of the cluster find and tell each other.
+	Gossip Gossip
+	// Socket is the unix socket of the node service, for commands on this
+	// node. Empty: none.
+	Socket string
 	// Metrics is the host:port of /healthz, /readyz and /metrics (plain HTTP).
 	Metrics string
 	// StateDir is the directory of the operation journal.
@@ -67,6 +72,9 @@ type Config struct {
 type Listen struct {
 	// GRPC is the host:port of the service; an empty host means all addresses.
 	GRPC string
+	// Advertise is the ip:port under which other agents reach GRPC. Empty: this
+	// node's address in .members, with the port of GRPC.
+	Advertise string
 	// Cert, Key and CA are PEM files: this server's certificate chain, its
 	// private key, and the CAs whose client certificates are accepted.
 	Cert, Key, CA string
@@ -77,6 +85,21 @@ type Listen struct {
 	Plaintext bool
 	// InsecureAnyway allows Plaintext on an address others can reach.
 	InsecureAnyway bool
+}
+
+// Gossip is how the agents of the cluster find and tell each other.
+type Gossip struct {
+	// Bind is the host:port (TCP and UDP); an empty host means this node's
+	// address in .members.
+	Bind string
+	// Advertise is the ip:port under which others reach Bind. Empty: as Bind.
+	Advertise string
+	// Join holds the ip:port of agents to join. Empty: the online nodes of
+	// .members, with the port of Bind.
+	Join []string
+	// KeyFile holds the keys. Load sets it to priv/pve-rigaud/gossip.key below
+	// Paths.PMXCFS if nothing else is said.
+	KeyFile string
 }
 
 // Log says how much is logged and in which form.

@@ -76,6 +76,8 @@ func (s *site) effective() Config {
 	c := Config{
 		Node:     "pve1",
 		Listen:   Listen{GRPC: "127.0.0.1:9443", Plaintext: true},
+		Gossip:   Gossip{Bind: ":7946", KeyFile: "DIR/pve/priv/pve-rigaud/gossip.key"},
+		Socket:   "/run/pve-rigaud/agent.sock",
 		Metrics:  "127.0.0.1:9444",
 		StateDir: "/var/lib/pve-rigaud",
 		Log:      Log{Level: slog.LevelInfo, Format: "text"},
@@ -91,7 +93,7 @@ func (s *site) effective() Config {
 		DeleteForeign:      true,
 		Tasks:              Tasks{PollMin: 20 * time.Millisecond, PollMax: 500 * time.Millisecond, Timeout: 6 * time.Hour},
 	}
-	for _, p := range []*string{&c.PVE.TokenSecretFile, &c.PVE.CABundle, &c.Paths.PMXCFS} {
+	for _, p := range []*string{&c.PVE.TokenSecretFile, &c.PVE.CABundle, &c.Paths.PMXCFS, &c.Gossip.KeyFile} {
 		*p = s.expand(*p)
 	}
 	return c
@@ -202,7 +204,8 @@ delete-foreign: false
 var otherTexts = map[string]string{
 	"node": "pve7", "listen.grpc": "[::1]:1", "listen.cert": "/c", "listen.key": "/k", "listen.ca": "/a",
 	"listen.allowed-sans": "spiffe://a/b,manager", "listen.plaintext": "true", "listen.insecure-anyway": "true",
-	"metrics": "localhost:0", "state-dir": "/s", "log.level": "warn", "log.format": "journal",
+	"listen.advertise": "192.0.2.1:9443", "gossip.bind": "192.0.2.1:1", "gossip.advertise": "[2001:db8::1]:7946",
+	"gossip.join": "192.0.2.2:7946,192.0.2.3:7946", "gossip.key-file": "DIR/gossip", "socket": "/s.sock", "metrics": "localhost:0", "state-dir": "/s", "log.level": "warn", "log.format": "journal",
 	"pve.endpoint": "https://[::1]:8006", "pve.token-id": "me@pam!x-1", "pve.token-secret-file": "DIR/secret",
 	"pve.username": "me@corp.example", "pve.password-file": "DIR/secret", "pve.ca-bundle": "/ca.pem", "pve.server-name": "pve.example.com",
 	"pve.insecure-skip-verify": "true", "pve.workers": "8", "pve.call-timeout": "1m30s", "paths.pmxcfs": "DIR/pve", "paths.run": "/r",

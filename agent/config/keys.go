@@ -60,6 +60,12 @@ var keys = []*key{
 		doc: "Address (host:port) of the provider service; an empty host means all addresses.",
 	},
 	{
+		name:  "listen.advertise",
+		field: func(c *Config) any { return &c.Listen.Advertise }, check: of(optional(addrPort)),
+		unset: "this node's address in `.members` with the port of `listen.grpc`",
+		doc:   "Address (ip:port) under which the agents of other nodes reach `listen.grpc`.",
+	},
+	{
 		name:  "listen.cert",
 		field: func(c *Config) any { return &c.Listen.Cert }, check: of(optional(absolute)),
 		doc: "Certificate chain of this server (PEM file). Required unless `listen.plaintext`.",
@@ -88,6 +94,34 @@ var keys = []*key{
 		name: "listen.insecure-anyway", def: "false", flag: "insecure-anyway",
 		field: func(c *Config) any { return &c.Listen.InsecureAnyway },
 		doc:   "Allow `listen.plaintext` on an address that others can reach.",
+	},
+	{
+		name: "gossip.bind", def: ":7946",
+		field: func(c *Config) any { return &c.Gossip.Bind }, check: of(hostPort),
+		doc: "Address (host:port, TCP and UDP) of the gossip between agents; an empty host means this node's address in `.members`. All nodes use one port, unless `gossip.join` names them.",
+	},
+	{
+		name:  "gossip.advertise",
+		field: func(c *Config) any { return &c.Gossip.Advertise }, check: of(optional(addrPort)),
+		unset: "the address of `gossip.bind`",
+		doc:   "Address (ip:port) under which other agents reach `gossip.bind`.",
+	},
+	{
+		name:  "gossip.join",
+		field: func(c *Config) any { return &c.Gossip.Join }, check: of(each(addrPort)), cluster: true,
+		unset: "the online nodes of `.members`",
+		doc:   "Addresses (ip:port) of agents to join.",
+	},
+	{
+		name:  "gossip.key-file",
+		field: func(c *Config) any { return &c.Gossip.KeyFile }, check: of(optional(absolute)), cluster: true,
+		unset: "`priv/pve-rigaud/gossip.key` in `paths.pmxcfs`",
+		doc:   "Keys that encrypt the gossip: one base64 text of 32 bytes a line, the first is used to send. If it does not exist one is made.",
+	},
+	{
+		name: "socket", def: "/run/pve-rigaud/agent.sock",
+		field: func(c *Config) any { return &c.Socket }, check: of(optional(absolute)),
+		doc: "Unix socket for the commands of this node, root only. Empty: none.",
 	},
 	{
 		name: "metrics", def: "127.0.0.1:9444",

@@ -110,6 +110,9 @@ func (l *loader) derive() {
 	if c.PVE.CABundle == "" && c.PVE.CABundlePEM == "" {
 		c.PVE.CABundle = filepath.Join(c.Paths.PMXCFS, "pve-root-ca.pem")
 	}
+	if c.Gossip.KeyFile == "" {
+		c.Gossip.KeyFile = filepath.Join(c.Paths.PMXCFS, "priv", "pve-rigaud", "gossip.key")
+	}
 	c.ConsoleURL = strings.TrimRight(c.ConsoleURL, "/")
 	c.PVE.Endpoint = strings.TrimRight(c.PVE.Endpoint, "/")
 	if c.Node != "" {
