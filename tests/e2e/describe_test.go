@@ -34,7 +34,7 @@ func TestDescribeAVM(t *testing.T) {
 		if d.GetPowerState() != "Off" || len(d.GetIps()) != 0 {
 			t.Errorf("a VM that never ran: %v", d)
 		}
-		if want := "https://127.0.0.1:8006/?console=kvm&node=pve1&novnc=1&vmid=10000&vmname=web-01"; d.GetConsoleUrl() != want {
+		if want := "https://" + s.sim.Node("pve1").IP.String() + ":8006/?console=kvm&node=pve1&novnc=1&vmid=10000&vmname=web-01"; d.GetConsoleUrl() != want {
 			t.Errorf("console_url %s, want %s", d.GetConsoleUrl(), want)
 		}
 		want := map[string]string{

@@ -75,7 +75,7 @@ func New(cfg Config) (*Cluster, error) {
 		c.byName[n.Name] = n
 		names, views = append(names, n.Name), append(views, n.own)
 	}
-	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views)
+	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views, cfg.Addresses)
 	c.pool = newStoragePool(c)
 	if err := c.loadSchema(); err != nil {
 		return nil, err

@@ -52,12 +52,12 @@ func (c *Cluster) permissions(_ context.Context, rq *request) (any, error) {
 
 func (c *Cluster) clusterStatus(_ context.Context, rq *request) (any, error) {
 	out := []any{map[string]any{
-		"type": "cluster", "id": "cluster", "name": "pvesim", "version": len(c.nodes), "nodes": len(c.nodes),
+		"type": "cluster", "id": "cluster", "name": ClusterName, "version": len(c.nodes), "nodes": len(c.nodes),
 		"quorate": bit(c.tree.isQuorate(rq.via.Name)),
 	}}
 	for _, n := range c.nodes {
 		out = append(out, map[string]any{
-			"type": "node", "id": "node/" + n.Name, "name": n.Name, "nodeid": n.Index + 1, "ip": nodeIP(n.Index),
+			"type": "node", "id": "node/" + n.Name, "name": n.Name, "nodeid": n.Index + 1, "ip": n.IP.String(),
 			"online": bit(c.tree.isOnline(n.Name)), "local": bit(n == rq.via), "level": "",
 		})
 	}

@@ -3,6 +3,7 @@ package pvesim
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,9 +69,23 @@ type Config struct {
 	CleanupHold  time.Duration            // how long that holds the VM's lock if the VM runs again by then; 30 s on a real node
 	Scan         time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
 
+	// Addresses are the nodes' addresses, in order, as .members shows them and
+	// agents bind to them; nil makes some up: 127.R.S.1 and up with R and S by
+	// chance, or 10.0.0.1 and up with Network. Given ones need not be this
+	// machine's if APIHost is.
+	Addresses []netip.Addr
+	// APIHost is where all nodes' APIs listen, on a port each; not valid:
+	// each on its node's address.
+	APIHost netip.Addr
+	// Network makes all listeners; nil: real sockets. With one the ports are
+	// Proxmox VE's own (8006; 85 for the plain API) and the agents' defaults.
+	Network Network
+
 	QuietClones bool // a clone's log does not say which VM it makes, as before PVE 9.2
 
 	Log *slog.Logger
+
+	ownAddresses, ownNetwork bool // Addresses were made up, Network was given
 }
 
 var schemaName = regexp.MustCompile(`^(\d+\.\d+)\.json$`)
@@ -103,6 +118,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.chooseSchema()
+	if err := c.chooseAddresses(); err != nil {
+		return c, err
+	}
 	if !slices.Contains([]QEMU{Auto, Real, Fake}, c.QEMU) {
 		return c, fmt.Errorf("pvesim: qemu %q: want auto, real or fake", c.QEMU)
 	}

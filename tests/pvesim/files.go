@@ -3,7 +3,6 @@ package pvesim
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +30,7 @@ func (c *Cluster) makeCerts(context.Context) error {
 }
 
 func (c *Cluster) nodeCert(n *Node) error {
-	l, err := c.ca.issue(n.Name, n.Name, n.Name+".pvesim.test", "localhost", "127.0.0.1", nodeIP(n.Index))
+	l, err := c.ca.issue(n.Name, c.certNames(n)...)
 	if err != nil {
 		return err
 	}
@@ -47,6 +46,15 @@ func (c *Cluster) nodeCert(n *Node) error {
 	return nil
 }
 
+// certNames are the names of a node in its certificates.
+func (c *Cluster) certNames(n *Node) []string {
+	names := []string{n.Name, n.Name + ".pvesim.test", "localhost", "127.0.0.1", n.IP.String()}
+	if c.cfg.APIHost.IsValid() {
+		names = append(names, c.cfg.APIHost.String())
+	}
+	return names
+}
+
 // agentCerts writes D/tls: the CA, a certificate for each agent and one for a client.
 func (c *Cluster) agentCerts() error {
 	dir := filepath.Join(c.cfg.Dir, "tls")
@@ -59,7 +67,7 @@ func (c *Cluster) agentCerts() error {
 	}
 	files := map[string][]byte{"ca.crt": c.agentCA.pem}
 	for _, n := range c.nodes {
-		l, err := c.agentCA.issue(n.Name, n.Name, "localhost", "127.0.0.1", nodeIP(n.Index), "pve-rigaud://pvesim/node/"+n.Name)
+		l, err := c.agentCA.issue(n.Name, append(c.certNames(n), "pve-rigaud://"+ClusterName+"/node/"+n.Name)...)
 		if err != nil {
 			return err
 		}
@@ -79,7 +87,10 @@ func (c *Cluster) agentCerts() error {
 }
 
 // writeFiles writes the agents' configurations and D/env.
-func (c *Cluster) writeFiles(context.Context) error {
+func (c *Cluster) writeFiles(ctx context.Context) error {
+	if err := c.agentPorts(ctx); err != nil {
+		return err
+	}
 	secret := filepath.Join(c.cfg.Dir, "token-secret")
 	if err := os.WriteFile(secret, []byte(TokenSecret+"\n"), 0o600); err != nil {
 		return fmt.Errorf("token secret: %w", err)
@@ -95,27 +106,7 @@ func (c *Cluster) writeFiles(context.Context) error {
 	return nil
 }
 
-// freePort finds a port that nobody listens on now.
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a port: %w", err)
-	}
-	addr := ln.Addr().String()
-	if err := ln.Close(); err != nil {
-		return "", fmt.Errorf("find a port: %w", err)
-	}
-	return addr, nil
-}
-
 func (c *Cluster) agentConfig(n *Node, secret string) error {
-	var err error
-	if n.GRPC, err = freePort(); err != nil {
-		return err
-	}
-	if n.Metrics, err = freePort(); err != nil {
-		return err
-	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "# An agent for %s of a simulated cluster (pvesim).\nnode: %s\nlisten:\n  grpc: %q\n", n.Name, n.Name, n.GRPC)
 	if c.cfg.TLS {
@@ -123,7 +114,11 @@ func (c *Cluster) agentConfig(n *Node, secret string) error {
 		fmt.Fprintf(&b, "  cert: %s/%s.crt\n  key: %s/%s.key\n  ca: %s/ca.crt\n", dir, n.Name, dir, n.Name, dir)
 	} else {
 		b.WriteString("  plaintext: true\n")
+		if !n.IP.IsLoopback() {
+			b.WriteString("  insecure-anyway: true\n")
+		}
 	}
+	fmt.Fprintf(&b, "gossip:\n  bind: %q\nsocket: %s\n", n.Gossip, n.Socket)
 	fmt.Fprintf(&b, "metrics: %q\nstate-dir: %s\n", n.Metrics, n.State)
 	fmt.Fprintf(&b, "pve:\n  endpoint: %s\n  ca-bundle: %s\n  token-id: %s\n  token-secret-file: %s\n",
 		n.API(), filepath.Join(n.PMXCFS, "pve-root-ca.pem"), TokenID, secret)
@@ -144,7 +139,10 @@ func (c *Cluster) envText() string {
 		set(p+"DAEMON", n.Daemon())
 		set(p+"GRPC", n.GRPC)
 		set(p+"METRICS", n.Metrics)
+		set(p+"GOSSIP", n.Gossip)
+		set(p+"IP", n.IP.String())
 		set(p+"SOCKETS", n.Run)
+		set(p+"SOCKET", n.Socket)
 		set(p+"PMXCFS", n.PMXCFS)
 		set(p+"CONFIG", n.AgentYAML)
 	}

@@ -2,6 +2,7 @@ package pvesim
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"path/filepath"
 	"sync"
 )
@@ -9,15 +10,19 @@ import (
 // Node is one node of the cluster.
 type Node struct {
 	Name  string
-	Index int // from 0
+	Index int        // from 0
+	IP    netip.Addr // in .members
 
 	// PMXCFS is the node's view of /etc/pve, Run its /var/run/qemu-server,
 	// Lock its /var/lock/qemu-server, State the agent's state directory.
 	PMXCFS, Run, Lock, State string
+	// Socket is where the agent's command line is served.
+	Socket string
 	// AgentYAML is the configuration for an agent on this node.
 	AgentYAML string
-	// GRPC and Metrics are the addresses that configuration has.
-	GRPC, Metrics string
+	// GRPC, Metrics and Gossip are the addresses that configuration has, with
+	// the same ports on all nodes.
+	GRPC, Metrics, Gossip string
 
 	cluster *Cluster
 	own     string // the entries of PMXCFS that are this node's alone
@@ -33,20 +38,21 @@ type Node struct {
 	cert   tls.Certificate
 }
 
-// API is the base URL of the node's API ("https://127.0.0.1:41234").
+// API is the base URL of the node's API ("https://127.4.2.1:41234").
 func (n *Node) API() string { return "https://" + n.proxy.addr }
 
-// Daemon is the base URL of its plain API on loopback, pvedaemon's.
+// Daemon is the base URL of its plain API, pvedaemon's.
 func (n *Node) Daemon() string { return "http://" + n.daemon.addr }
 
 func newNode(c *Cluster, i int, name string) *Node {
 	dir := filepath.Join(c.cfg.Dir, name)
 	n := &Node{
-		Name: name, Index: i, cluster: c,
+		Name: name, Index: i, IP: c.cfg.Addresses[i], cluster: c,
 		PMXCFS:    filepath.Join(dir, "etc", "pve"),
 		Run:       filepath.Join(dir, "run", "qemu-server"),
 		Lock:      filepath.Join(dir, "lock", "qemu-server"),
 		State:     filepath.Join(dir, "lib"),
+		Socket:    filepath.Join(dir, "agent.sock"),
 		AgentYAML: filepath.Join(dir, "agent.yaml"),
 		own:       filepath.Join(dir, "own"),
 		vz:        filepath.Join(dir, "vz"),
@@ -55,7 +61,7 @@ func newNode(c *Cluster, i int, name string) *Node {
 	if v, ok := c.cfg.NodeCPUs[name]; ok {
 		n.cpus = v
 	}
-	n.proxy = &front{node: n}
-	n.daemon = &front{node: n}
+	n.proxy = &front{node: n, addr: c.cfg.apiAddress(n, portAPI)}
+	n.daemon = &front{node: n, addr: c.cfg.apiAddress(n, portDaemon)}
 	return n
 }

@@ -45,12 +45,7 @@ func (f *front) open(c *Cluster) error {
 	if f.server != nil {
 		return nil
 	}
-	addr := f.addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
-	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(c.ctx, "tcp", addr)
+	ln, err := c.cfg.Network.Listen(c.ctx, "tcp", f.addr)
 	if err != nil {
 		return fmt.Errorf("api of %s: %w", f.node.Name, err)
 	}

@@ -75,22 +75,19 @@ func (t *tree) lockedMembers() error {
 func (t *tree) membersText(self string) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "{\n\"nodename\": \"%s\",\n\"version\": %d,\n", self, t.clinfo)
-	fmt.Fprintf(&b, "\"cluster\": { \"name\": \"pvesim\", \"version\": %d, \"nodes\": %d, \"quorate\": %d },\n",
-		len(t.nodes), len(t.nodes), bit(t.quorate[self]))
+	fmt.Fprintf(&b, "\"cluster\": { \"name\": \"%s\", \"version\": %d, \"nodes\": %d, \"quorate\": %d },\n",
+		ClusterName, len(t.nodes), len(t.nodes), bit(t.quorate[self]))
 	b.WriteString("\"nodelist\": {\n")
 	for i, n := range t.nodes {
 		end := ",\n"
 		if i == len(t.nodes)-1 {
 			end = "\n"
 		}
-		fmt.Fprintf(&b, "  \"%s\": { \"id\": %d, \"online\": %d, \"ip\": \"%s\"}%s", n, i+1, bit(t.online[n]), nodeIP(i), end)
+		fmt.Fprintf(&b, "  \"%s\": { \"id\": %d, \"online\": %d, \"ip\": \"%s\"}%s", n, i+1, bit(t.online[n]), t.ips[i], end)
 	}
 	b.WriteString("  }\n}\n")
 	return []byte(b.String())
 }
-
-// nodeIP is the address a node has in .members. All of 127/8 is this machine.
-func nodeIP(i int) string { return fmt.Sprintf("127.0.0.%d", i+1) }
 
 func bit(b bool) int {
 	if b {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 type tree struct {
 	root  string
 	nodes []string
+	ips   []netip.Addr
 	views []string // each node's own view, for its .members
 
 	mu sync.Mutex // guards all below, and orders the writes
@@ -57,9 +59,9 @@ var tracked = strings.Fields(`corosync.conf corosync.conf.new storage.cfg user.c
  ha/rules.cfg ha/groups.cfg ha/fence.cfg status.cfg replication.cfg ceph.conf sdn/vnets.cfg sdn/zones.cfg
  firewall/cluster.fw mapping/directory.cfg mapping/pci.cfg mapping/usb.cfg`)
 
-func newTree(root string, nodes, views []string) *tree {
+func newTree(root string, nodes, views []string, ips []netip.Addr) *tree {
 	t := &tree{
-		root: root, nodes: nodes, views: views,
+		root: root, nodes: nodes, ips: ips, views: views,
 		start: time.Now().Unix(), clinfo: len(nodes),
 		guests: map[int]guest{}, files: map[string]int{}, stamps: map[string]stamp{},
 		online: map[string]bool{}, quorate: map[string]bool{}, dirs: map[string]scanned{},

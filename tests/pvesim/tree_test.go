@@ -224,10 +224,10 @@ func TestAgentConfiguration(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := []string{n.Name, n.API(), n.PMXCFS, n.Run, n.Lock, n.State, n.GRPC, n.Metrics, pvesim.TokenID}
+			want := []string{n.Name, n.API(), n.PMXCFS, n.Run, n.Lock, n.State, n.GRPC, n.Metrics, n.Gossip, n.Socket, pvesim.TokenID}
 			have := []string{
 				got.Node, got.PVE.Endpoint, got.Paths.PMXCFS, got.Paths.Run, got.Paths.Lock, got.StateDir,
-				got.Listen.GRPC, got.Metrics, got.PVE.TokenID,
+				got.Listen.GRPC, got.Metrics, got.Gossip.Bind, got.Socket, got.PVE.TokenID,
 			}
 			if diff := cmp.Diff(want, have); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", n.Name, diff)
