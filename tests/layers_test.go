@@ -42,6 +42,7 @@ var rooms = map[string]room{
 	"agent/spec":       {imports: "agent/fault", pure: true},
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
+	"agent/nodepb":     {},
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
