@@ -79,6 +79,8 @@ var rooms = map[string]room{
 	"tests/pvesim/schema":  {},
 	"tests/pvesim/vmconf":  {},
 	"tests/skips":          {},
+
+	"tests/scenario/fabric": {},
 }
 
 // testDoubles may be imported by every test, and by nothing that ships.
