@@ -1,0 +1,146 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+// maxHops is how many nodes are asked for one request.
+const maxHops = 2
+
+// answerTypes finds the type of each method's answer by the services'
+// descriptors, which come with their generated code.
+func answerTypes(services []string) map[string]protoreflect.MessageType {
+	types := make(map[string]protoreflect.MessageType)
+	for _, name := range services {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
+		if err != nil {
+			continue // request answers that
+		}
+		service, ok := d.(protoreflect.ServiceDescriptor)
+		if !ok {
+			continue
+		}
+		for i := range service.Methods().Len() {
+			m := service.Methods().Get(i)
+			if t, err := protoregistry.GlobalTypes.FindMessageByName(m.Output().FullName()); err == nil {
+				types["/"+name+"/"+string(m.Name())] = t
+			}
+		}
+	}
+	return types
+}
+
+// routed says whether requests of a method are the Router's.
+func (f *Forwarder) routed(method string) bool {
+	if _, known := f.answers[method]; known {
+		return true
+	}
+	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
+	return slices.Contains(f.cfg.Services, service)
+}
+
+// Unary decides for each request whether it is handled here or by another
+// node's agent.
+func (f *Forwarder) Unary() grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		ctx, marked, err := f.received(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !f.routed(info.FullMethod) {
+			return handler(ctx, req)
+		}
+		r := request{Forwarder: f, method: info.FullMethod, req: req, handler: handler}
+		if marked {
+			return r.here(ctx)
+		}
+		return r.anywhere(ctx)
+	}
+}
+
+// A request is one that is routed.
+type request struct {
+	*Forwarder
+	method  string
+	req     any
+	handler grpc.UnaryHandler
+}
+
+// here handles a forwarded request, or says where it belongs.
+func (r request) here(ctx context.Context) (any, error) {
+	node, err := r.cfg.Router.Route(ctx, r.method, r.req)
+	if err != nil {
+		return nil, err
+	}
+	if node != r.cfg.Node {
+		return nil, Elsewhere(node, "this belongs to node "+node)
+	}
+	return r.handler(ctx, r.req)
+}
+
+// anywhere asks the node whose the request is. A node that sends it elsewhere
+// has done nothing, so another can be asked.
+func (r request) anywhere(ctx context.Context) (any, error) {
+	node, err := r.cfg.Router.Route(ctx, r.method, r.req)
+	for hop := 1; ; hop++ {
+		if err != nil {
+			return nil, err
+		}
+		resp, answer := r.at(ctx, node)
+		hint, elsewhere := IsElsewhere(answer)
+		if !elsewhere {
+			return resp, answer
+		}
+		if hop == maxHops {
+			return nil, status.Errorf(codes.Aborted, "%s, which sends this elsewhere as the one before did: it keeps moving, try again (%s)", node, status.Convert(answer).Message())
+		}
+		node, err = r.next(ctx, node, hint)
+	}
+}
+
+// next is where a request goes that node sends elsewhere. The look-up counts,
+// unless it still says the same: then the node that was named is the better
+// guess.
+func (r request) next(ctx context.Context, node, hint string) (string, error) {
+	if err := r.cfg.Router.Refresh(ctx); err != nil {
+		r.cfg.Log.WarnContext(ctx, "cannot look anew for the node of a request", "rpc", r.method, "error", err)
+	}
+	next, err := r.cfg.Router.Route(ctx, r.method, r.req)
+	if hint != "" && (err != nil || next == node) {
+		return hint, nil
+	}
+	return next, err
+}
+
+// at lets one node answer the request: us or another.
+func (r request) at(ctx context.Context, node string) (any, error) {
+	if node == r.cfg.Node {
+		return r.handler(ctx, r.req)
+	}
+	answer, known := r.answers[r.method]
+	req, isProto := r.req.(proto.Message)
+	if !known || !isProto {
+		return nil, status.Errorf(codes.Internal, "forward to %s: %s is not described in this program", node, r.method)
+	}
+	resp := answer.New().Interface()
+	err := r.exchange(ctx, node, r.method, req, resp)
+	if err == nil {
+		return resp, nil
+	}
+	if down, ok := errors.AsType[*PeerError](err); ok {
+		return r.cfg.Router.Unreachable(ctx, Unreachable{
+			Method: r.method, Req: r.req, Node: node, Since: down.Since, Err: down.Err, Sent: down.Sent,
+		})
+	}
+	return nil, err
+}

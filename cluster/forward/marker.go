@@ -1,0 +1,78 @@
+package forward
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+// What agents tell each other beside requests and answers.
+const (
+	// markerKey holds the node that forwards. A request with it is never
+	// forwarded again.
+	markerKey = "pve-rigaud-forwarded-by"
+	// clientKey holds the identity of the original client. It is binary because
+	// names in certificates are UTF-8.
+	clientKey = "pve-rigaud-client-bin"
+	// answeredKey is in the trailer of each answer to a marked request and holds
+	// the node that answers: so a status with it is the handler's, and one
+	// without it is the transport's.
+	answeredKey = "pve-rigaud-answered-by"
+)
+
+// passedOn are the W3C's trace context, which goes where the request goes.
+var passedOn = []string{"traceparent", "tracestate"}
+
+// origin is where a forwarded request comes from.
+type origin struct{ node, client string }
+
+// originOf is the key of an origin in a context.
+type originOf struct{}
+
+// Client is the identity of the client whose request ctx is, as the agent says
+// that has forwarded it. It is false if nobody has: then the direct caller is
+// the client.
+func Client(ctx context.Context) (string, bool) {
+	o, ok := ctx.Value(originOf{}).(origin)
+	return o.client, ok
+}
+
+// Forwarded says which node has forwarded the request that ctx is of.
+func Forwarded(ctx context.Context) (from string, ok bool) {
+	o, ok := ctx.Value(originOf{}).(origin)
+	return o.node, ok
+}
+
+// received is the context of a request; of one with a marker that counts, ok is
+// true, and the answer is going to say who gave it.
+func (f *Forwarder) received(ctx context.Context) (_ context.Context, ok bool, err error) {
+	if len(metadata.ValueFromIncomingContext(ctx, markerKey)) == 0 {
+		return ctx, false, nil
+	}
+	node, isPeer := f.cfg.Peer(ctx)
+	if !isPeer {
+		return ctx, false, nil
+	}
+	o := origin{node: node}
+	if client := metadata.ValueFromIncomingContext(ctx, clientKey); len(client) == 1 {
+		o.client = client[0]
+	}
+	err = grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, f.cfg.Node))
+	return context.WithValue(ctx, originOf{}, o), true, err
+}
+
+// marked is ctx for a call to another agent.
+func (f *Forwarder) marked(ctx context.Context) context.Context {
+	client, ok := Client(ctx)
+	if !ok {
+		client = f.cfg.Client(ctx)
+	}
+	md := metadata.MD{markerKey: {f.cfg.Node}, clientKey: {client}}
+	for _, key := range passedOn {
+		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
+			md[key] = v
+		}
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
