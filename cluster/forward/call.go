@@ -46,15 +46,15 @@ func (e *PeerError) GRPCStatus() *status.Status {
 	return status.New(codes.FailedPrecondition, e.Error())
 }
 
-// Call makes one call to the agent of node, which handles it or refuses, but
-// forwards it to nobody. The client it is made for is that of ctx. Errors are a
+// Call asks the agent of node for its part of an answer (Part is true there): it
+// handles the call or refuses, but forwards it to nobody. The client it is made for is that of ctx. Errors are a
 // *PeerError, the status the node answers (prefixed with its name), or the
 // status for ctx's end.
 func (f *Forwarder) Call(ctx context.Context, node, method string, req, resp proto.Message) error {
-	return f.exchange(ctx, node, method, req, resp)
+	return f.exchange(context.WithValue(ctx, partOf{}, true), node, method, req, resp)
 }
 
-// exchange is Call. What was never sent is tried once more, because the
+// exchange makes one call to the agent of node. What was never sent is tried once more, because the
 // connection that was kept for it may have ended unseen; what may have been
 // carried out is not.
 func (f *Forwarder) exchange(ctx context.Context, node, method string, req, resp proto.Message) error {

@@ -19,13 +19,21 @@ const (
 	// the node that answers: so a status with it is the handler's, and one
 	// without it is the transport's.
 	answeredKey = "pve-rigaud-answered-by"
+	// partKey is there when the agent that asks asks the others too, for their parts of one answer.
+	partKey = "pve-rigaud-part"
 )
 
 // passedOn are the W3C's trace context, which goes where the request goes.
 var passedOn = []string{"traceparent", "tracestate"}
 
 // origin is where a forwarded request comes from.
-type origin struct{ node, client string }
+type origin struct {
+	node, client string
+	part         bool
+}
+
+// partOf is the key of a mark in a context: the call made with it is for a part of an answer.
+type partOf struct{}
 
 // originOf is the key of an origin in a context.
 type originOf struct{}
@@ -36,6 +44,21 @@ type originOf struct{}
 func Client(ctx context.Context) (string, bool) {
 	o, ok := ctx.Value(originOf{}).(origin)
 	return o.client, ok
+}
+
+// Part says whether the request that ctx is of asks only for what this node has of the answer: another agent asks all.
+func Part(ctx context.Context) bool {
+	o, _ := ctx.Value(originOf{}).(origin)
+	return o.part
+}
+
+// Claimed is the node that the caller says to forward for, believed or not.
+func Claimed(ctx context.Context) (node string, ok bool) {
+	v := metadata.ValueFromIncomingContext(ctx, markerKey)
+	if len(v) != 1 {
+		return "", false
+	}
+	return v[0], true
 }
 
 // Forwarded says which node has forwarded the request that ctx is of.
@@ -54,7 +77,7 @@ func (f *Forwarder) received(ctx context.Context) (_ context.Context, ok bool, e
 	if !isPeer {
 		return ctx, false, nil
 	}
-	o := origin{node: node}
+	o := origin{node: node, part: len(metadata.ValueFromIncomingContext(ctx, partKey)) > 0}
 	if client := metadata.ValueFromIncomingContext(ctx, clientKey); len(client) == 1 {
 		o.client = client[0]
 	}
@@ -69,6 +92,9 @@ func (f *Forwarder) marked(ctx context.Context) context.Context {
 		client = f.cfg.Client(ctx)
 	}
 	md := metadata.MD{markerKey: {f.cfg.Node}, clientKey: {client}}
+	if _, part := ctx.Value(partOf{}).(bool); part {
+		md[partKey] = []string{"1"}
+	}
 	for _, key := range passedOn {
 		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
 			md[key] = v
