@@ -31,6 +31,7 @@ var rooms = map[string]room{
 		imports: "agent/config agent/fault agent/guest agent/guest/status agent/health agent/metrics agent/mtls agent/ops agent/pmxcfs agent/provider " +
 			"agent/providerpb agent/pve agent/record agent/spec qmp qmp/qga",
 	},
+	"agent/capacity":   {imports: "agent/pmxcfs agent/pve cluster/view"},
 	"agent/config":     {},
 	"agent/fault":      {pure: true},
 	"agent/health":     {imports: "agent/pmxcfs agent/pve"},
@@ -54,7 +55,10 @@ var rooms = map[string]room{
 		tests:   "agent/config agent/pve qmp",
 	},
 
-	"cluster": {pure: true},
+	"cluster":             {imports: "cluster/view"},
+	"cluster/forward":     {},
+	"cluster/view":        {pure: true},
+	"cluster/clustertest": {},
 
 	"qmp":                  {imports: "qmp/internal/wire"},
 	"qmp/internal/wire":    {},
@@ -84,7 +88,7 @@ var rooms = map[string]room{
 }
 
 // testDoubles may be imported by every test, and by nothing that ships.
-var testDoubles = []string{"qmp/qmptest", "tests"}
+var testDoubles = []string{"cluster/clustertest", "qmp/qmptest", "tests"}
 
 // effects are what a pure package does without: the world outside.
 var effects = []string{"os", "net", "syscall", "io/ioutil", "golang.org/x/sys"}
@@ -101,6 +105,8 @@ var directions = []struct{ from, to, why string }{
 	{"agent", "tests", "test doubles do not ship"},
 	{"agent", "qmp/qmptest", "test doubles do not ship"},
 	{"cluster", "tests", "test doubles do not ship"},
+	{"agent", "cluster/clustertest", "test doubles do not ship"},
+	{"cmd/pve-rigaud", "cluster/clustertest", "test doubles do not ship"},
 	{"cmd/pve-rigaud", "tests", "test doubles do not ship"},
 	{"cmd/pve-rigaud", "qmp/qmptest", "test doubles do not ship"},
 	{"tests/pvesim", "agent", "a simulated PVE must not share the mistakes of what is tested against it"},
