@@ -37,6 +37,10 @@ type Config struct {
 	// AllowedSANs are the clients that may connect: a URI SAN, a DNS SAN or the
 	// CN of their certificate, exact match. Empty: every client of the CA.
 	AllowedSANs []string
+	// Cluster is the name of the cluster we are in, "" while it is not known.
+	// The agents of its nodes may connect without being in AllowedSANs. nil: it
+	// is never known.
+	Cluster func() string
 	// Log gets a line for each change of the files and for clients refused.
 	Log *slog.Logger
 }
@@ -69,6 +73,9 @@ type material struct {
 func New(cfg Config) (*Holder, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Cluster == nil {
+		cfg.Cluster = func() string { return "" }
 	}
 	h := &Holder{cfg: cfg, now: time.Now}
 	m, err := h.load()
@@ -205,9 +212,35 @@ func (h *Holder) serverConfig(m *material) *tls.Config {
 // ClientConfig is for dialling a server whose certificate must hold serverName
 // (a DNS name or an address). Each handshake uses the newest files.
 func (h *Holder) ClientConfig(serverName string) *tls.Config {
+	c := h.clientConfig(func(cs tls.ConnectionState) error {
+		if serverName == "" {
+			return errors.New("verify server: no name to look for in its certificate")
+		}
+		return h.verifyServer(cs, serverName, serverName)
+	})
+	c.ServerName = serverName
+	return c
+}
+
+// PeerConfig is for dialling the agent of a node, whose certificate must hold
+// the node's URI, whatever its address is. Each handshake uses the newest files.
+func (h *Holder) PeerConfig(node, cluster string) *tls.Config {
+	return h.clientConfig(func(cs tls.ConnectionState) error {
+		if err := h.verifyServer(cs, "of node "+node, ""); err != nil {
+			return err
+		}
+		cert := cs.PeerCertificates[0]
+		if is, ok := nodeOf(cert, cluster); !ok || is != node {
+			return fmt.Errorf("verify server of node %s: its certificate is for %q, not for %s", node, names(cert), NodeURI(cluster, node))
+		}
+		return nil
+	})
+}
+
+// clientConfig lets verify decide about the server.
+func (h *Holder) clientConfig(verify func(tls.ConnectionState) error) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		ServerName: serverName,
 		NextProtos: []string{"h2"},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return h.latest().cert, nil
@@ -215,26 +248,22 @@ func (h *Holder) ClientConfig(serverName string) *tls.Config {
 		// RootCAs could not change after the config is made. So crypto/tls is
 		// told not to verify, and VerifyConnection does what it would have done.
 		InsecureSkipVerify: true, //nolint:gosec // see above
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			return verifyServer(cs, serverName, h.latest().roots, h.now())
-		},
+		VerifyConnection:   verify,
 	}
 }
 
-// verifyServer does what crypto/tls does for a client that verifies.
-func verifyServer(cs tls.ConnectionState, name string, roots *x509.CertPool, now time.Time) error {
-	if name == "" {
-		return errors.New("verify server: no name to look for in its certificate")
-	}
+// verifyServer does what crypto/tls does for a client that verifies. The server
+// is called who in errors; its certificate must hold name, unless that is "".
+func (h *Holder) verifyServer(cs tls.ConnectionState, who, name string) error {
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("verify server: it shows no certificate")
+		return fmt.Errorf("verify server %s: it shows no certificate", who)
 	}
-	opts := x509.VerifyOptions{DNSName: name, Roots: roots, CurrentTime: now, Intermediates: x509.NewCertPool()}
+	opts := x509.VerifyOptions{DNSName: name, Roots: h.latest().roots, CurrentTime: h.now(), Intermediates: x509.NewCertPool()}
 	for _, c := range cs.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(c)
 	}
 	if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
-		return fmt.Errorf("verify server %s: %w", name, err)
+		return fmt.Errorf("verify server %s: %w", who, err)
 	}
 	return nil
 }
@@ -244,7 +273,11 @@ func (h *Holder) allowed(cs tls.ConnectionState) error {
 	if len(h.cfg.AllowedSANs) == 0 {
 		return nil
 	}
-	who := names(cs.VerifiedChains[0][0]) // crypto/tls has verified: RequireAndVerifyClientCert
+	cert := cs.VerifiedChains[0][0] // crypto/tls has verified: RequireAndVerifyClientCert
+	if _, isNode := nodeOf(cert, h.cfg.Cluster()); isNode {
+		return nil
+	}
+	who := names(cert)
 	for _, name := range who {
 		if slices.Contains(h.cfg.AllowedSANs, name) {
 			return nil

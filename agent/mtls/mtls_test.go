@@ -154,9 +154,17 @@ type node struct {
 
 func newNode(t *testing.T, p pair, ca []byte, allowed ...string) *node {
 	t.Helper()
+	return newNodeIn(t, nil, p, ca, allowed...)
+}
+
+// newNodeIn is a node that knows its cluster's name.
+func newNodeIn(t *testing.T, cluster func() string, p pair, ca []byte, allowed ...string) *node {
+	t.Helper()
 	n := &node{t: t, dir: t.TempDir(), clock: &clock{t: time.Now()}, log: new(log)}
 	n.write(p, ca)
-	h, err := New(n.config(allowed...))
+	cfg := n.config(allowed...)
+	cfg.Cluster = cluster
+	h, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

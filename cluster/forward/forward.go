@@ -111,28 +111,26 @@ func (f *Forwarder) Ready() <-chan struct{} { return f.ready }
 // nobody has used for idleTime. At its end it closes all of them; calls under
 // way fail.
 func (f *Forwarder) Run(ctx context.Context) error {
-	f.setLifetime(ctx)
+	f.mu.Lock()
+	f.lifetime = ctx
+	f.mu.Unlock()
 	close(f.ready)
 	tick := time.NewTicker(idleTime / 4)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
 		select {
 		case now := <-tick.C:
 			for _, l := range f.all() {
 				l.closeIdle(now)
 			}
 		case <-ctx.Done():
-			f.setLifetime(nil) // from here on nothing starts
-			f.tasks.Wait()
-			return nil
 		}
 	}
-}
-
-func (f *Forwarder) setLifetime(ctx context.Context) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.lifetime = ctx
+	f.lifetime = nil // from here on nothing starts
+	f.mu.Unlock()
+	f.tasks.Wait()
+	return nil
 }
 
 var errStopped = errors.New("this agent is not running")

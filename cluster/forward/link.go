@@ -61,7 +61,7 @@ func (l *link) acquire(ctx context.Context) (*conn, error) {
 		return nil, errNoAddress
 	}
 	for range 3 { // a new connection may end before its first call
-		a, c, err := l.begin(addr)
+		a, c, err := l.begin(addr) //nolint:contextcheck // a connection outlives the call that it is made for
 		if c != nil || err != nil {
 			return c, err
 		}
