@@ -60,7 +60,7 @@ func TestDigest(t *testing.T) {
 
 func TestPromisedCountsEachVMOnce(t *testing.T) {
 	h := newHost(t, "testdata/plain", vms)
-	h.running[100] = true
+	h.running[100], h.running[200] = true, true
 	h.making = map[int]Size{
 		100: {gib, 1},     // runs already
 		101: {gib, 2},     // made, not started yet: its config alone would not count
@@ -166,6 +166,12 @@ func TestCacheBelowItsLeastIsNotReclaimable(t *testing.T) {
 	}
 }
 
+func TestPressureIsThatOfSome(t *testing.T) {
+	if n, err := parsePressure("io", []byte("full avg10=9.00\nsome avg60=3.00 avg10=1.25\n")); n != 125 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+}
+
 func TestFreeIsNeverMoreThanTotal(t *testing.T) {
 	proc := t.TempDir()
 	put(t, filepath.Join(proc, "meminfo"), "MemTotal: 100 kB\nMemAvailable: 90 kB\n")
@@ -218,7 +224,7 @@ func TestFactsFit(t *testing.T) {
 	many := map[int]string{}
 	for i := range 400 {
 		long := strings.Repeat("x", 60)
-		many[1000+i] = fmt.Sprintf("name: %s-%d\ntemplate: 1\ntags: common;t%s%d\n", long, i, long, i)
+		many[1000+i] = fmt.Sprintf("name: %s-%d\ntemplate: 1\ntags: zcommon;t%s%d\n", long, i, long, i)
 	}
 	h := newHost(t, "testdata/plain", many)
 	for i := range 400 {
@@ -236,8 +242,8 @@ func TestFactsFit(t *testing.T) {
 	s.refresh(t.Context())
 	f := s.Facts()
 	f.Incarnation = view.MaxIncarnation
-	if f.Tags["common"] != 400 {
-		t.Errorf("the most frequent tag has %d", f.Tags["common"])
+	if f.Tags["zcommon"] != 400 {
+		t.Errorf("the most frequent tag has %d", f.Tags["zcommon"])
 	}
 	if _, err := f.MarshalBinary(); err != nil {
 		t.Error(err)
