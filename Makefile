@@ -61,7 +61,7 @@ demo: build
 soak: schema
 	go test -count=1 -timeout 3h -tags soak $(PKG)
 
-# The contract as Go code, with the plugins pinned in packaging/tools/go.mod.
+# The contract and the node service as Go code, with the plugins pinned in packaging/tools/go.mod.
 proto:
 	$(TOOL) buf generate --config packaging/tools/buf.yaml --template packaging/tools/buf.gen.yaml
 

@@ -44,6 +44,7 @@ var rooms = map[string]room{
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
 	"agent/nodepb":     {},
+	"agent/node":       {imports: "agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
@@ -66,7 +67,7 @@ var rooms = map[string]room{
 	"qmp/qmptest":          {imports: "qmp qmp/internal/wire qmp/qga"},
 	"qmp/qmptest/realqemu": {imports: "qmp"},
 
-	"cmd/pve-rigaud": {imports: "agent agent/config"},
+	"cmd/pve-rigaud": {imports: "agent agent/config agent/nodepb", tests: "agent/node"},
 	"cmd/pvesim":     {imports: "tests/pvesim"},
 
 	"tests":                {},
