@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
@@ -37,114 +38,103 @@ type Task interface {
 
 // Agent is one node's agent.
 type Agent struct {
-	cfg     config.Config
-	log     *slog.Logger
-	journal *ops.Journal
-	api     *pve.Client
-	monitor *health.Monitor
-	rooms   []Task // what the servers rely on
-	servers []Task // what clients see; they start after the rooms and stop before them
-	grpc    net.Listener
-	http    net.Listener
-	ready   chan struct{}
-}
-
-// Option changes how an agent is assembled. Tests use it to look inside.
-type Option func(*ops.Config)
-
-// WithJournalHook calls hook around each write to the operation journal.
-func WithJournalHook(hook func(ops.Moment, ops.Event)) Option {
-	return func(c *ops.Config) { c.Hook = hook }
+	cfg      config.Config
+	log      *slog.Logger
+	journal  *ops.Journal
+	api      *pve.Client
+	monitor  *health.Monitor
+	capacity *capacity.Source
+	network  Network
+	rooms    []Task // what the servers rely on
+	servers  []Task // what clients see; they start after the rooms and stop before them
+	grpc     net.Listener
+	http     net.Listener
+	ready    chan struct{}
 }
 
 // New assembles an agent and opens its listeners and its journal; nothing runs before Run. What it has opened is
 // closed by Run, or by New itself when it fails.
-func New(ctx context.Context, cfg config.Config, log *slog.Logger, options ...Option) (_ *Agent, err error) {
+func New(ctx context.Context, cfg config.Config, log *slog.Logger, with ...Option) (_ *Agent, err error) {
 	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
+	opts := options{network: &host{}, now: time.Now, version: "unknown", protocol: protocol}
+	for _, o := range with {
+		o(&opts)
+	}
+	a.network = opts.network
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
 		}
 	}()
+	tree := pmxcfs.Open(cfg.Paths.PMXCFS)
+	watcher := pmxcfs.NewWatcher(pmxcfs.WatchConfig{Tree: tree, Node: cfg.Node, Interval: cfg.Watch, Log: log})
 	var holder *mtls.Holder
 	if !cfg.Listen.Plaintext {
-		holder, err = mtls.New(mtls.Config{Cert: cfg.Listen.Cert, Key: cfg.Listen.Key, CA: cfg.Listen.CA, AllowedSANs: cfg.Listen.AllowedSANs, Log: log})
-		if err != nil {
+		if holder, err = mtls.New(mtlsConfig(cfg.Listen, watcher, log)); err != nil {
 			return nil, fmt.Errorf("listen.cert, listen.key, listen.ca: %w", err)
 		}
 	}
 	reg := metrics.New()
-	if a.api, err = newClient(cfg, log, reg.ObservePVE); err != nil {
+	if a.api, err = newClient(cfg, log, opts.network, reg.ObservePVE); err != nil {
 		return nil, err
 	}
 	if a.journal, err = ops.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	if a.grpc, err = lc.Listen(ctx, "tcp", cfg.Listen.GRPC); err != nil {
+	if a.grpc, err = a.network.Listen(ctx, "tcp", cfg.Listen.GRPC); err != nil {
 		return nil, fmt.Errorf("listen.grpc: %w", err)
 	}
-	if a.http, err = lc.Listen(ctx, "tcp", cfg.Metrics); err != nil {
+	if a.http, err = a.network.Listen(ctx, "tcp", cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	a.wire(holder, reg, options)
+	a.wire(tree, watcher, holder, reg, opts)
 	return a, nil
 }
 
 // wire makes the rooms and connects them.
-func (a *Agent) wire(holder *mtls.Holder, reg *metrics.Registry, options []Option) {
+func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Holder, reg *metrics.Registry, o options) {
 	cfg, log := a.cfg, a.log
-	tree := pmxcfs.Open(cfg.Paths.PMXCFS)
-	watcher := pmxcfs.NewWatcher(pmxcfs.WatchConfig{Tree: tree, Node: cfg.Node, Interval: cfg.Watch, Log: log})
 	gate := qmp.NewGate(qmp.GateConfig{})
 	tracker := status.New(status.Config{RunDir: cfg.Paths.Run, Gate: gate, Log: log})
-	engineConfig := ops.Config{Journal: a.journal, Log: log}
-	for _, o := range options {
-		o(&engineConfig)
-	}
-	engine := ops.New(engineConfig)
+	engine := ops.New(ops.Config{Journal: a.journal, Log: log, Hook: o.hook})
 	a.monitor = health.New(health.Config{PVE: a.api, Watcher: watcher, Log: log})
-	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud")}
+	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud"), Now: o.now}
+	records := record.New(ours)
 	guests := guest.New(guest.Config{
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
-		Records: record.New(ours), IDs: record.NewIDs(ours), Ops: engine, Log: log,
+		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
 		CPUs: a.monitor.CPUs, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
 		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, SnippetsStorage: cfg.SnippetsStorage, TaskTimeout: cfg.Tasks.Timeout,
 	})
+	a.capacity = capacity.New(capacity.Config{
+		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Draining: a.monitor.Draining, Log: log,
+	})
+	talk := a.newGossip(watcher, o)
+	others := a.newFleet(holder, watcher, records, guests, talk)
 	service := provider.New(provider.Config{
-		Guests: guests, Health: a.monitor, Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
+		Guests: guests, Health: a.monitor, Fleet: others, Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
-	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests}
+	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests, a.capacity, talk, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, reg, log),
+		newGRPCServer(a.grpc, holder, service, others.forward, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
 	}
 }
 
-func newClient(cfg config.Config, log *slog.Logger, observe func(method, path string, status int, d time.Duration)) (*pve.Client, error) {
+func newClient(cfg config.Config, log *slog.Logger, network Network, observe func(method, path string, status int, d time.Duration)) (*pve.Client, error) {
 	c, err := pve.New(pve.Config{
 		Endpoint: cfg.PVE.Endpoint, TokenID: cfg.PVE.TokenID, TokenSecret: cfg.PVE.TokenSecret.Reveal(),
 		Username: cfg.PVE.Username, Password: cfg.PVE.Password.Reveal(),
 		CAFile: cfg.PVE.CABundle, CAPEM: []byte(cfg.PVE.CABundlePEM), ServerName: cfg.PVE.ServerName, InsecureSkipVerify: cfg.PVE.InsecureSkipVerify,
 		MaxInFlight: max(1, cfg.PVE.Workers-1), CallTimeout: cfg.PVE.CallTimeout,
-		PollMin: cfg.Tasks.PollMin, PollMax: cfg.Tasks.PollMax, Log: log, Observe: observe,
+		PollMin: cfg.Tasks.PollMin, PollMax: cfg.Tasks.PollMax, Log: log, Observe: observe, Dial: network.Dial,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pve: %w", err)
 	}
 	return c, nil
-}
-
-// localClient owns what is created over a connection without certificates.
-const localClient = "local"
-
-func clientIdentity(ctx context.Context) string {
-	if id, ok := mtls.Peer(ctx); ok {
-		return id
-	}
-	return localClient
 }
 
 // GRPCAddr returns the address the provider service is served on.

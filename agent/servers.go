@@ -23,6 +23,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // drainTime is how long requests under way may go on after a stop was asked for. What they wait for goes on without
@@ -38,10 +39,10 @@ type grpcServer struct {
 	ready    chan struct{}
 }
 
-func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *forward.Forwarder, reg *metrics.Registry, log *slog.Logger) *grpcServer {
 	s := &grpcServer{listener: l, health: grpchealth.NewServer(), log: log, ready: make(chan struct{})}
 	options := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), s.recoverPanics),
+		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), s.recoverPanics, others.Unary()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}

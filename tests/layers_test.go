@@ -28,18 +28,23 @@ type room struct {
 // rooms are all packages there are. Who adds one says here what it stands on.
 var rooms = map[string]room{
 	"agent": {
-		imports: "agent/config agent/fault agent/guest agent/guest/status agent/health agent/metrics agent/mtls agent/ops agent/pmxcfs agent/provider " +
-			"agent/providerpb agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/capacity agent/config agent/fault agent/gossip agent/guest agent/guest/status agent/health agent/metrics agent/mtls " +
+			"agent/ops agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/spec " +
+			"cluster cluster/forward cluster/view qmp qmp/qga",
 	},
-	"agent/capacity":   {imports: "agent/pmxcfs agent/pve cluster/view"},
-	"agent/config":     {},
-	"agent/fault":      {pure: true},
-	"agent/health":     {imports: "agent/pmxcfs agent/pve"},
-	"agent/metrics":    {imports: "agent/ops agent/pve qmp"},
-	"agent/mtls":       {},
-	"agent/pve":        {},
-	"agent/pmxcfs":     {},
-	"agent/record":     {},
+	"agent/capacity": {imports: "agent/pmxcfs agent/pve cluster/view"},
+	"agent/config":   {},
+	"agent/fault":    {pure: true},
+	"agent/gossip":   {imports: "agent/pmxcfs cluster cluster/view"},
+	"agent/health":   {imports: "agent/pmxcfs agent/pve"},
+	"agent/metrics":  {imports: "agent/ops agent/pve qmp"},
+	"agent/mtls":     {},
+	"agent/pve":      {},
+	"agent/pmxcfs":   {},
+	"agent/record":   {},
+	"agent/route": {
+		imports: "agent/fault agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",
+	},
 	"agent/spec":       {imports: "agent/fault", pure: true},
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
@@ -52,7 +57,7 @@ var rooms = map[string]room{
 		imports: "agent/fault agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
-		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec",
+		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",
 		tests:   "agent/config agent/pve qmp",
 	},
 

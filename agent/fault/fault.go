@@ -26,19 +26,28 @@ const (
 	Exhausted    Reason = "exhausted"    // no space, no free id, no capacity
 	Unavailable  Reason = "unavailable"  // this endpoint cannot work at all right now
 	Internal     Reason = "internal"     // a defect of pve-rigaud
+	Moved        Reason = "moved"        // another node has to be asked; never the end of an operation
 )
 
 // Error is a failure with its reason. Msg is complete in itself: it names the act and the thing.
 type Error struct {
 	Reason Reason
 	Msg    string
-	Err    error // the cause, or nil
+	Err    error  // the cause, or nil
+	Node   string // which node to ask, for Moved; "" when that is not known
 }
 
 // New makes an Error; causes given with %w stay reachable by errors.Is and errors.As.
 func New(r Reason, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Reason: r, Msg: err.Error(), Err: err} // err itself, because a format may wrap several causes
+}
+
+// MovedTo makes an Error of reason Moved: node has to be asked.
+func MovedTo(node, format string, args ...any) *Error {
+	e := New(Moved, format, args...)
+	e.Node = node
+	return e
 }
 
 // Error returns the message.

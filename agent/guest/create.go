@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -115,10 +116,10 @@ func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
 func (g *Guests) findRecord(owner, name string) (record.Record, bool, error) {
 	rec, ok, err := g.cfg.Records.Find(owner, name)
 	torn, cut := errors.AsType[*record.IncompleteError](err)
-	if !cut || !torn.Dead(time.Now()) {
+	if !cut || !torn.Dead(g.cfg.Now()) {
 		return rec, ok, err
 	}
-	if _, err := g.cfg.Records.Sweep(time.Now()); err != nil {
+	if _, err := g.cfg.Records.Sweep(g.cfg.Now()); err != nil {
 		return record.Record{}, false, err
 	}
 	return g.cfg.Records.Find(owner, name)
@@ -146,7 +147,7 @@ func (g *Guests) dead(ctx context.Context, rec record.Record) (bool, error) {
 func (g *Guests) abandoned(ctx context.Context, rec record.Record) (bool, error) {
 	switch {
 	case rec.Node != g.cfg.Node:
-		return false, fault.New(fault.Aborted, "create %s: is being made on node %s as VM %d", rec.Name, rec.Node, rec.VMID)
+		return g.abandonedElsewhere(ctx, rec)
 	case g.beingMade(rec.ID()):
 		return false, nil
 	}
@@ -154,6 +155,37 @@ func (g *Guests) abandoned(ctx context.Context, rec record.Record) (bool, error)
 	if err != nil {
 		return false, err
 	}
+	return g.unlessComplete(ctx, rec, conf)
+}
+
+// abandonedElsewhere is abandoned for a claim of another node, which is asked as long as it may live: only its own
+// agent knows what it is doing. The agent of a node that comes back sees that its claim is lost and removes what it
+// has made.
+func (g *Guests) abandonedElsewhere(ctx context.Context, rec record.Record) (bool, error) {
+	if err := g.cfg.Watcher.Refresh(ctx); err != nil {
+		return false, fault.New(fault.Precondition, "create %s: %w", rec.Name, err)
+	}
+	world, err := g.cfg.Watcher.World()
+	switch {
+	case err != nil:
+		return false, fault.New(fault.Precondition, "create %s: %w", rec.Name, err)
+	case !world.Gone(rec.Node, time.Now()):
+		return false, fault.MovedTo(rec.Node, "create %s: is being made on node %s as VM %d", rec.Name, rec.Node, rec.VMID)
+	}
+	var conf *pmxcfs.Conf
+	vm, err := g.cfg.Watcher.Locate(ctx, rec.VMID)
+	switch {
+	case err == nil:
+		conf = vm.Conf
+	case !errors.Is(err, pmxcfs.ErrNotFound):
+		return false, fault.New(fault.Precondition, "create %s: look up VM %d: %w", rec.Name, rec.VMID, err)
+	}
+	return g.unlessComplete(ctx, rec, conf)
+}
+
+// unlessComplete reports that a claim without an operation is dead, unless conf is the VM of it, complete: then the
+// record says so from now on.
+func (g *Guests) unlessComplete(ctx context.Context, rec record.Record, conf *pmxcfs.Conf) (dead bool, err error) {
 	if conf == nil || conf.SMBIOSUUID() != rec.UUID {
 		return true, nil
 	}
@@ -197,7 +229,7 @@ type order struct {
 
 // order checks a wish against the world and plans what is to be done. It changes nothing.
 func (g *Guests) order(ctx context.Context, owner string, wish spec.Create) (order, error) {
-	if err := g.nameIsFree(ctx, wish.Name, 0); err != nil {
+	if err := g.nameIsFree(ctx, wish.Name); err != nil {
 		return order{}, err
 	}
 	source, err := g.source(ctx, wish.Image)
@@ -246,15 +278,15 @@ func (g *Guests) checkStorage(name string) error {
 	return nil
 }
 
-// nameIsFree fails with Exists when a VM that we did not make has the name. Templates and the VM with the number
+// nameIsFree fails with Exists when a VM that we did not make has the name. Templates and the VMs with the numbers
 // except do not count, nor do VMs made for another owner.
-func (g *Guests) nameIsFree(ctx context.Context, name string, except int) error {
+func (g *Guests) nameIsFree(ctx context.Context, name string, except ...int) error {
 	world, err := g.cfg.Watcher.World()
 	if err != nil {
 		return fault.New(fault.Precondition, "create %s: look for VMs of that name: %w", name, err)
 	}
 	for _, vm := range world.ByName(name) {
-		if vm.ID == except || vm.Type != pmxcfs.TypeQEMU || vm.Conf.Template() {
+		if slices.Contains(except, vm.ID) || vm.Type != pmxcfs.TypeQEMU || vm.Conf.Template() {
 			continue
 		}
 		_, ours, err := g.recordOf(ctx, vm)

@@ -37,6 +37,9 @@ type Config struct {
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int
 
+	// Now is the clock whose times are written to records; default time.Now.
+	Now func() time.Time
+
 	VMIDs           record.Range
 	LockDir         string        // of PVE's lock files, /var/lock/qemu-server
 	DeleteForeign   bool          // Delete VMs that have no record of ours
@@ -59,27 +62,50 @@ type Guests struct {
 
 // New returns the guests of a node and names their handlers to the engine.
 func New(cfg Config) *Guests {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	g := &Guests{cfg: cfg, log: cfg.Log, views: map[int]*view{}}
 	g.volumes = &volumeSizes{seen: map[string]storageContent{}, ask: func(ctx context.Context, storage string) ([]pve.Volume, error) {
 		return cfg.PVE.Content(ctx, cfg.Node, storage, pve.ContentQuery{Content: "images"})
 	}}
-	cfg.Ops.Handle(ops.Create, g.sighted(g.create))
-	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove))
-	cfg.Ops.Handle(ops.Power, g.sighted(g.power))
+	cfg.Ops.Handle(ops.Create, g.sighted(g.create, g.quorate))
+	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove, g.quorate))
+	cfg.Ops.Handle(ops.Power, g.sighted(g.power, g.readable)) // PVE stops VMs without quorum
 	return g
 }
 
-// sighted makes a handler wait for the first reading of /etc/pve: an operation that is resumed at the start would
-// fail, and be undone, for seeing nothing.
-func (g *Guests) sighted(h ops.Handler) ops.Handler {
+// sighted makes a handler wait until can returns no error, that is until /etc/pve can be read, or is that of the whole
+// cluster: an operation that is resumed at the start would fail, and be undone, for seeing nothing, or go on with a name
+// that another node has taken meanwhile. That another node has to be asked is an answer for who asks; an operation has
+// failed then.
+func (g *Guests) sighted(h ops.Handler, can func() error) ops.Handler {
 	return func(ctx context.Context, r *ops.Run) error {
-		select {
-		case <-g.cfg.Watcher.Ready():
-			return h(ctx, r)
-		case <-ctx.Done():
-			return ctx.Err()
+		err := ops.Retry(ctx, func(error) bool { return true }, func(context.Context) error { return can() })
+		if err != nil {
+			return err
 		}
+		err = h(ctx, r)
+		if fault.Is(err, fault.Moved) {
+			return fault.New(fault.Aborted, "%w", err)
+		}
+		return err
 	}
+}
+
+// readable fails while /etc/pve cannot be read.
+func (g *Guests) readable() error {
+	_, err := g.cfg.Watcher.World()
+	return err
+}
+
+// quorate fails without quorum: /etc/pve shows then what was, and others may have changed it.
+func (g *Guests) quorate() error {
+	world, err := g.cfg.Watcher.World()
+	if err == nil && !world.Quorate {
+		err = fmt.Errorf("node %s: %w", g.cfg.Node, pmxcfs.ErrNoQuorum)
+	}
+	return err
 }
 
 // errAbsent is the finding that a VM does not exist anywhere in the cluster, without doubt.
@@ -108,14 +134,14 @@ func (g *Guests) find(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
 	return vm, nil
 }
 
-// findHere is find for changes, which only the node that owns the VM makes.
+// findHere is find for what only the node that owns the VM can do; its error names that node.
 func (g *Guests) findHere(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
 	vm, err := g.find(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	if vm.Node != g.cfg.Node {
-		return nil, fault.New(fault.Precondition, "VM %s is on node %s, this agent is on %s: ask the agent there", id, vm.Node, g.cfg.Node)
+		return nil, fault.MovedTo(vm.Node, "VM %s is on node %s, this agent is on %s: ask the agent there", id, vm.Node, g.cfg.Node)
 	}
 	return vm, nil
 }
@@ -123,6 +149,9 @@ func (g *Guests) findHere(ctx context.Context, id record.ID) (*pmxcfs.VM, error)
 func (g *Guests) judgeAbsence(ctx context.Context, id record.ID) error {
 	if g.beingMade(id) {
 		return fault.New(fault.Aborted, "%s: %w", vmText(id.VMID), errBeingMade)
+	}
+	if err := g.madeElsewhere(id); err != nil {
+		return err
 	}
 	absent, err := g.cfg.Watcher.Absent(ctx, id.VMID)
 	switch {
@@ -132,6 +161,23 @@ func (g *Guests) judgeAbsence(ctx context.Context, id record.ID) error {
 		return fault.New(fault.Aborted, "%s: moved while it was looked up, ask again", vmText(id.VMID))
 	}
 	return fault.New(fault.NotFound, "VM %s: %w", id, errAbsent)
+}
+
+// madeElsewhere fails when another node makes the VM with this id, whose config may not be there yet. A node that is
+// gone makes nothing.
+func (g *Guests) madeElsewhere(id record.ID) error {
+	rec, ok, err := g.cfg.Records.ByVMID(id.VMID)
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: not found, but whether it is being made cannot be decided now: %w", vmText(id.VMID), err)
+	}
+	if !ok || rec.State != record.Creating || rec.Node == g.cfg.Node || id.UUID8 != "" && rec.ID() != id {
+		return nil
+	}
+	world, err := g.cfg.Watcher.World()
+	if err == nil && world.Gone(rec.Node, time.Now()) {
+		return nil
+	}
+	return fault.MovedTo(rec.Node, "%s: %w on node %s", vmText(id.VMID), errBeingMade, rec.Node)
 }
 
 // same reports whether vm is the machine that id was handed out for. A plain number means whatever VM has it. A VM

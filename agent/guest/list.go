@@ -65,10 +65,13 @@ func (g *Guests) unfinished() func(*pmxcfs.VM) bool {
 			ours[id.VMID] = true
 		}
 	}
-	return func(vm *pmxcfs.VM) bool {
-		lock := vm.Conf.Lock()
-		return ours[vm.ID] || lock == "clone" || lock == "create"
-	}
+	return func(vm *pmxcfs.VM) bool { return ours[vm.ID] || unborn(vm) }
+}
+
+// unborn reports whether PVE itself is still making a VM.
+func unborn(vm *pmxcfs.VM) bool {
+	lock := vm.Conf.Lock()
+	return lock == "clone" || lock == "create"
 }
 
 // listing returns what ListVMs shows of a VM, made anew only when something has changed.
@@ -107,7 +110,7 @@ func (g *Guests) newListing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs
 		if !d.Disk() {
 			continue
 		}
-		disk := g.disk(ctx, world, d)
+		disk := g.disk(ctx, world, d, vm.Node == g.cfg.Node)
 		final = final && d.Size > 0
 		if d.Key == boot.Key {
 			l.Disks = append([]Disk{disk}, l.Disks...)
@@ -118,12 +121,13 @@ func (g *Guests) newListing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs
 	return l, final
 }
 
-func (g *Guests) disk(ctx context.Context, world *pmxcfs.World, d pmxcfs.Drive) Disk {
+// disk returns what is shown of a disk. Only volumes of VMs here are asked for: this node may lack the others' storage.
+func (g *Guests) disk(ctx context.Context, world *pmxcfs.World, d pmxcfs.Drive, here bool) Disk {
 	disk := Disk{Key: d.Key, Volume: d.Volume, Bytes: d.Size, Format: d.Format}
 	if s, ok := world.Storages.Get(d.Storage); ok && disk.Format == "" {
 		disk.Format = s.Format(d.Volume)
 	}
-	if disk.Bytes == 0 && d.Storage != "" {
+	if disk.Bytes == 0 && d.Storage != "" && here {
 		disk.Bytes = g.volumes.size(ctx, d.Storage, d.Volume)
 	}
 	return disk

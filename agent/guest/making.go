@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/url"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -47,6 +46,7 @@ type makingMemo struct {
 	CICustom string       `json:",omitempty"`
 	Volumes  []string     `json:",omitempty"` // of the VM, as far as it is made
 	Taken    bool         `json:",omitempty"` // the number was somebody else's when we wanted to use it
+	Over     int          `json:",omitempty"` // VMID of the dead claim that ours replaces: a half-made VM may still have it
 	Failure  *ops.Failure `json:",omitempty"` // set: everything is to be undone
 }
 
@@ -99,9 +99,15 @@ func (m *making) make(ctx context.Context) error {
 	return nil
 }
 
-// holds makes sure that the claim is still ours, however long /etc/pve cannot be read meanwhile.
+// holds makes sure that the claim is still ours, however long /etc/pve cannot be read meanwhile. Without quorum it says
+// what was: after 120 s the others take this node for gone, and its claims.
 func (m *making) holds(ctx context.Context) error {
-	err := ops.Retry(ctx, unsettled, func(context.Context) error { return m.claim.Check() })
+	err := ops.Retry(ctx, unsettled, func(context.Context) error {
+		if err := m.quorate(); err != nil {
+			return err
+		}
+		return m.claim.Check()
+	})
 	if err != nil {
 		return fault.New(fault.Aborted, "create %s: %w", m.order.Name, err)
 	}
@@ -159,7 +165,7 @@ func (m *making) take(ctx context.Context, _ *ops.StepRun) error {
 	if err := m.cfg.Watcher.Refresh(ctx); err != nil {
 		return fault.New(fault.Precondition, "%s: %w", m.act("look for VMs of that name"), err)
 	}
-	return m.nameIsFree(ctx, m.order.Name, m.vmid())
+	return m.nameIsFree(ctx, m.order.Name, m.vmid(), m.memo.Over)
 }
 
 func refineClaim(act string, err error) error {
@@ -186,7 +192,7 @@ func (m *making) choose(ctx context.Context) error {
 	}
 	m.memo.Record = record.Record{
 		Owner: m.order.Owner, Name: m.order.Name, VMID: vmid, UUID: uuid.NewString(), Node: m.cfg.Node, Op: m.run.ID(),
-		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: time.Now().UTC(),
+		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: m.cfg.Now().UTC(),
 		Snippets: m.snippetVolumes(),
 	}
 	return m.note()
@@ -198,16 +204,23 @@ func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim
 		return m.cfg.Records.Hold(old), nil
 	}
 	dead, err := m.dead(ctx, old)
+	if fault.Is(err, fault.Moved) { // taken while we came: who asked us asks again, and is sent there
+		return nil, fault.New(fault.Exists, "%s: %w", m.act("take the name"), err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if !dead {
 		return nil, fault.New(fault.Exists, "%s: VM %d", m.act("another request has made it"), old.VMID)
 	}
-	if old.State == record.Creating {
+	if old.State == record.Creating && old.Node == m.cfg.Node { // another node's agent does it when it comes back
 		if err := m.reclaim(ctx, old); err != nil {
 			return nil, err
 		}
+	}
+	m.memo.Over = old.VMID
+	if err := m.note(); err != nil {
+		return nil, err
 	}
 	return m.cfg.Records.TakeOver(old, m.memo.Record)
 }

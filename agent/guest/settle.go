@@ -48,7 +48,7 @@ func (g *Guests) settle(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if _, err := g.cfg.Records.Sweep(time.Now()); err != nil {
+	if _, err := g.cfg.Records.Sweep(g.cfg.Now()); err != nil {
 		return err
 	}
 	list, err := g.cfg.Records.List()
@@ -56,7 +56,7 @@ func (g *Guests) settle(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range list.Records {
-		if rec.Node != g.cfg.Node || rec.State == record.Creating && time.Since(rec.Created) < settleAfter {
+		if rec.Node != g.cfg.Node || rec.State == record.Creating && g.cfg.Now().Sub(rec.Created) < settleAfter {
 			continue
 		}
 		dead, err := g.dead(ctx, rec)

@@ -14,6 +14,15 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
 
+// SourceNode returns the node that has what a VM is to be made from: PVE clones only there.
+func (g *Guests) SourceNode(ctx context.Context, image spec.Image) (string, error) {
+	vm, err := g.template(ctx, image.TemplateName)
+	if err != nil {
+		return "", err
+	}
+	return vm.Node, nil
+}
+
 // source resolves what a VM is to be made from: a template by VMID or by name, or an ordinary VM, on this node.
 func (g *Guests) source(ctx context.Context, image spec.Image) (*pmxcfs.VM, error) {
 	if image.TemplateName == "" {
@@ -28,7 +37,7 @@ func (g *Guests) source(ctx context.Context, image spec.Image) (*pmxcfs.VM, erro
 		return nil, err
 	}
 	if vm.Node != g.cfg.Node {
-		return nil, fault.New(fault.Precondition, "template %s (VM %d) is on node %s, and this agent is on %s: ask the agent there",
+		return nil, fault.MovedTo(vm.Node, "template %s (VM %d) is on node %s, and this agent is on %s: ask the agent there",
 			image.TemplateName, vm.ID, vm.Node, g.cfg.Node)
 	}
 	if lock := vm.Conf.Lock(); lock != "" {

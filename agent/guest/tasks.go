@@ -23,6 +23,9 @@ func (g *Guests) TaskStatus(ref string) (done bool, failure string, err error) {
 		return false, "", fault.New(fault.Invalid, "task: %w", err)
 	}
 	op, known, err := g.cfg.Ops.Op(r.Op)
+	if err == nil && !known && r.Node != g.cfg.Node {
+		return g.statusElsewhere(r)
+	}
 	switch {
 	case err != nil:
 		return false, "", fault.New(fault.Precondition, "task %s: %w", ref, err)
@@ -46,4 +49,14 @@ func (g *Guests) TaskStatus(ref string) (done bool, failure string, err error) {
 		return false, "", nil
 	}
 	return true, op.Failure.Message, nil
+}
+
+// statusElsewhere answers for an operation of another node. As long as that node may come back, the operation goes on
+// there or will be taken up again; what it was working on is told by Describe when the node is gone for good.
+func (g *Guests) statusElsewhere(r ops.Ref) (done bool, failure string, err error) {
+	world, err := g.cfg.Watcher.World()
+	if err == nil && world.Gone(r.Node, time.Now()) {
+		return vmKinds[r.Kind], "", nil
+	}
+	return false, "", fault.MovedTo(r.Node, "task %s: is one of node %s: ask the agent there", r, r.Node)
 }

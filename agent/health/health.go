@@ -105,6 +105,9 @@ func (m *Monitor) CPUs(node string) int {
 	return m.cpus[node]
 }
 
+// Draining reports whether Drain was called.
+func (m *Monitor) Draining() bool { return m.draining.Load() }
+
 // Drain makes Trouble say that the agent is stopping.
 func (m *Monitor) Drain() { m.draining.Store(true) }
 

@@ -42,12 +42,12 @@ func (w *Watcher) lockedPublish(old, next *World, version Version) {
 	changed := true
 	var ids []int
 	if old != nil {
-		next.offline = offlineSince(old.offline, next.Members, now)
+		next.offline, next.quorum = offlineSince(old.offline, next.Members, now), quorumSince(old.quorum, next.Members, now)
 		ids = differing(old.VMs, next.VMs)
 		changed = len(ids) > 0 || next.Quorate != old.Quorate || !reflect.DeepEqual(next.Members, old.Members) ||
 			!reflect.DeepEqual(next.Storages, old.Storages)
 	} else {
-		next.offline = offlineSince(nil, next.Members, now)
+		next.offline, next.quorum = offlineSince(nil, next.Members, now), quorumSince(time.Time{}, next.Members, now)
 		ids = slices.Collect(maps.Keys(next.VMs))
 	}
 	w.gaps.update(old, next, w.last.StartTime != version.StartTime, now)

@@ -211,8 +211,11 @@ func TestWatcherGone(t *testing.T) {
 		gone(false, "after 119 s")
 		pass(2 * time.Second)
 		gone(true, "after 121 s")
-		if world(t, w).Gone("pve9", time.Now()) || world(t, w).Gone("pve1", time.Now()) {
-			t.Error("an unknown node, or ours, is gone")
+		if !world(t, w).Gone("pve9", time.Now()) || world(t, w).Gone("pve1", time.Now()) {
+			t.Error("a node that was removed from the cluster is gone, and ours is not")
+		}
+		if since, off := world(t, w).OfflineSince("pve2"); !off || time.Since(since).Round(time.Second) != 121*time.Second {
+			t.Errorf("pve2 is offline since %s, %v", since, off)
 		}
 		c.quorate = false
 		c.sync()
@@ -222,6 +225,9 @@ func TestWatcherGone(t *testing.T) {
 		c.sync()
 		poll()
 		gone(false, "quorum just came back: the time starts again")
+		if world(t, w).Gone("pve9", time.Now()) {
+			t.Error("nobody knows yet for how long there was no such node")
+		}
 		pass(125 * time.Second)
 		gone(true, "with quorum for 125 s")
 		c.online["pve2"] = true

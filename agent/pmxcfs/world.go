@@ -39,6 +39,7 @@ type World struct {
 	StorageErr error // why Storages is not current (or empty); nil if it is
 
 	offline map[string]time.Time // since when a node is offline, seen with quorum; empty without quorum
+	quorum  time.Time            // since when there is quorum without a gap, as seen from here; zero without
 	index   *index
 }
 
@@ -66,11 +67,25 @@ func (w *World) ByName(name string) []*VM { return w.lookup().names[name] }
 func (w *World) Local() []*VM { return w.lookup().local }
 
 // Gone reports whether a node is known to be dead: offline in .members for more than 120 s as seen from here, with
-// quorum all the time. A node that .members does not list is not called gone.
+// quorum all the time, or no longer listed there, again with 120 s of quorum.
 func (w *World) Gone(node string, now time.Time) bool {
-	since, ok := w.offline[node]
+	since, ok := w.OfflineSince(node)
 	return ok && now.Sub(since) > goneAfter
 }
+
+// OfflineSince returns since when a node is offline, as seen from here with quorum all the time; false when it is
+// online, or when there is no quorum. Of a node that was removed from the cluster it is not known when: then it is the
+// beginning of our quorum.
+func (w *World) OfflineSince(node string) (time.Time, bool) {
+	if _, listed := w.Members.Nodes[node]; !listed {
+		return w.quorum, w.Quorate && len(w.Members.Nodes) > 0
+	}
+	since, ok := w.offline[node]
+	return since, ok
+}
+
+// Online reports whether .members has a node as online.
+func (w *World) Online(node string) bool { return w.Members.Nodes[node].Online }
 
 func (w *World) lookup() *index {
 	w.index.once.Do(func() { w.index.build(w) })
@@ -117,4 +132,15 @@ func offlineSince(old map[string]time.Time, m Members, now time.Time) map[string
 		}
 	}
 	return since
+}
+
+// quorumSince carries on since when there is quorum.
+func quorumSince(old time.Time, m Members, now time.Time) time.Time {
+	switch {
+	case !m.Quorate:
+		return time.Time{}
+	case old.IsZero():
+		return now
+	}
+	return old
 }

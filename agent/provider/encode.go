@@ -11,6 +11,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // statusCodes is the one table from reasons to gRPC codes. Ten Unavailable, DeadlineExceeded, Internal or Unknown
@@ -28,10 +29,15 @@ var statusCodes = map[fault.Reason]codes.Code{
 	fault.Internal:     codes.Internal,
 }
 
-// refuse turns an error into the status a client gets.
+// Status turns an error into the status a client gets. One of reason Moved is for the agent that asks.
+func Status(err error) error { return refuse(err) }
+
 func refuse(err error) error {
 	if _, ok := errors.AsType[*fault.Error](err); !ok {
 		return status.Error(codes.Internal, err.Error())
+	}
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Reason == fault.Moved {
+		return forward.Elsewhere(f.Node, err.Error())
 	}
 	code, known := statusCodes[fault.Of(err)]
 	if !known { // from the journal of another version; the zero code would mean success

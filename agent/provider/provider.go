@@ -25,6 +25,7 @@ type Health interface {
 type Config struct {
 	Guests *guest.Guests
 	Health Health
+	Fleet  Fleet // nil: this node is all there is
 	// Client returns the identity of the caller: the owner of what it creates.
 	Client             func(ctx context.Context) string
 	SyncWait           time.Duration // how long an RPC waits for its operation before it answers with a task
@@ -147,19 +148,6 @@ func (s *Server) TaskStatus(_ context.Context, r *providerpb.TaskStatusRequest) 
 		return nil, refuse(err)
 	}
 	return &providerpb.TaskStatusResponse{Done: done, Error: failure}, nil
-}
-
-// ListVMs lists the VMs of this node, for adoption.
-func (s *Server) ListVMs(ctx context.Context, _ *providerpb.ListVMsRequest) (*providerpb.ListVMsResponse, error) {
-	all, err := s.cfg.Guests.List(ctx)
-	if err != nil {
-		return nil, refuse(err)
-	}
-	resp := &providerpb.ListVMsResponse{Vms: make([]*providerpb.VMInfo, 0, len(all))}
-	for _, l := range all {
-		resp.Vms = append(resp.Vms, vmInfo(l))
-	}
-	return resp, nil
 }
 
 // await waits for an operation up to the sync wait. It returns no task when the operation has ended well, its error

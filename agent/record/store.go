@@ -23,11 +23,14 @@ const (
 type Config struct {
 	// Dir is <pmxcfs>/priv/pve-rigaud. It is created when first needed; the directory above it must exist.
 	Dir string
+	// Now is the clock that records are dated by; default time.Now.
+	Now func() time.Time
 }
 
 // Store is the records of the cluster. It is safe for concurrent use, in several processes and on several nodes.
 type Store struct {
 	dir folder
+	now func() time.Time
 
 	mu     sync.Mutex // guards byVMID
 	byVMID map[int]string
@@ -37,7 +40,10 @@ type Store struct {
 func New(cfg Config) *Store { return newStore(cfg, disk{}) }
 
 func newStore(cfg Config, f files) *Store {
-	return &Store{dir: newFolder(f, cfg.Dir, "vms"), byVMID: make(map[int]string)}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Store{dir: newFolder(f, cfg.Dir, "vms"), now: cfg.Now, byVMID: make(map[int]string)}
 }
 
 // Take claims owner and name for the VM that r describes: it creates the first generation. If they are claimed already
@@ -47,7 +53,7 @@ func (s *Store) Take(r Record) (*Claim, error) {
 	h := hash(r.Owner, r.Name)
 	r.Generation, r.Token, r.Over = 1, newToken(), ""
 	if r.Created.IsZero() {
-		r.Created = time.Now().UTC()
+		r.Created = s.now().UTC()
 	}
 	for range attempts {
 		if err := s.vacant(h); err != nil {
@@ -183,7 +189,7 @@ func (s *Store) TakeOver(old, next Record) (*Claim, error) {
 	next.Owner, next.Name = old.Owner, old.Name
 	next.Generation, next.Token, next.Over = old.Generation+1, newToken(), old.Token
 	if next.Created.IsZero() {
-		next.Created = time.Now().UTC()
+		next.Created = s.now().UTC()
 	}
 	if err := s.stillThere(h, old); err != nil {
 		return nil, fmt.Errorf("take over %q: %w", old.Name, err)
@@ -211,7 +217,7 @@ func (s *Store) stillThere(h string, old Record) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return ErrLost
-	case errors.As(err, &torn) && old.Token == "" && torn.Dead(time.Now()):
+	case errors.As(err, &torn) && old.Token == "" && torn.Dead(s.now()):
 		return nil
 	case err != nil:
 		return err

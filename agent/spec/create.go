@@ -63,6 +63,15 @@ func DecodeCreate(in CreateInput) (Create, error) {
 	return c, nil
 }
 
+// DecodeImage checks and decodes the image of a Create request alone. Every error is an *Error.
+func DecodeImage(imageJSON string) (Image, error) {
+	var i Image
+	if err := decode("image_json", imageJSON, true, &i); err != nil {
+		return Image{}, err
+	}
+	return i, i.check()
+}
+
 // decode reads one JSON payload. Absent and null leave the value as it is, unless the payload is required.
 func decode(payload, text string, required bool, into any) error {
 	text = strings.TrimSpace(text)

@@ -234,8 +234,8 @@ func TestACreateThatCannotWork(t *testing.T) {
 	}{
 		"unknown template":                {from("9999"), codes.NotFound, []string{"9999"}},
 		"unknown template name":           {from("no-such"), codes.NotFound, []string{`"no-such"`}},
-		"a template of another node":      {from("9500"), codes.FailedPrecondition, []string{"9500", "pve2", "pve1"}},
-		"one of another node by its name": {from("far-away"), codes.FailedPrecondition, []string{"far-away", "9500", "pve2"}},
+		"a template of another node":      {from("9500"), codes.FailedPrecondition, []string{"9500", "pve2", "agent"}},
+		"one of another node by its name": {from("far-away"), codes.FailedPrecondition, []string{"far-away", "pve2", "agent"}},
 		"a template without a disk":       {from("9501"), codes.FailedPrecondition, []string{"diskless"}},
 		"a locked template":               {from("9502"), codes.FailedPrecondition, []string{"9502", "locked (backup)"}},
 		"a container":                     {from("9503"), codes.FailedPrecondition, []string{"9503", "container"}},

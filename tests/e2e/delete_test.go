@@ -103,7 +103,7 @@ func TestDeleteRefuses(t *testing.T) {
 		"a locked VM":           {"501", codes.FailedPrecondition, []string{"VM 501", "locked (backup)"}, true},
 		"a locked running VM":   {"502", codes.FailedPrecondition, []string{"VM 502", "locked (backup)"}, true},
 		"another machine":       {"503-76543210", codes.FailedPrecondition, []string{"503-76543210", "01234567-89ab-cdef-0123-456789abcdef", "vm-503"}, false},
-		"a VM on another node":  {"505", codes.FailedPrecondition, []string{"505", "pve2", "pve1"}, false},
+		"a VM on another node":  {"505", codes.FailedPrecondition, []string{"505", "pve2", "agent"}, false},
 		"a container":           {"506", codes.FailedPrecondition, []string{"506", "container", "pve1"}, false},
 		"another template's id": {"9000-76543210", codes.FailedPrecondition, []string{"9000-76543210"}, false},
 	} {

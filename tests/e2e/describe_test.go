@@ -235,7 +235,8 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 		id := s.create(request("web-01"))
 		s.must(s.sim.SetQuorate(false))
 		s.troubled("no quorum")
-		s.described(id) // what is there can be read
+		_, err := s.describe(id) // another node may have it by now
+		refused(t, err, codes.FailedPrecondition, "10000", "no quorum")
 		s.must(s.sim.SetQuorate(true))
 		s.healthy()
 		s.vanished(10000)
@@ -267,7 +268,7 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 			}
 			if err != nil {
 				elsewhere = true
-				refused(t, err, codes.FailedPrecondition, id, "pve2", "pve1")
+				refused(t, err, codes.FailedPrecondition, id, "pve2", "agent", "since")
 			}
 		})
 		if !elsewhere {
@@ -278,11 +279,11 @@ func TestDescribeSaysGoneOnlyWithoutDoubt(t *testing.T) {
 	})
 	t.Run("a node that is off", func(t *testing.T) {
 		t.Parallel()
-		s := start(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+		s := start(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 3 }})
 		s.must(s.sim.AddVM(500, "pve2", nil))
 		s.must(s.sim.SetOnline("pve2", false))
 		_, err := s.describe("500")
-		refused(t, err, codes.FailedPrecondition, "500", "pve2")
+		refused(t, err, codes.FailedPrecondition, "500", "pve2", "offline", "since")
 	})
 }
 

@@ -291,7 +291,7 @@ func (s *stage) failsWithoutPMXCFS(id string) {
 	refused(s, err, codes.FailedPrecondition, "web-02", place)
 	s.troubled(place)
 	_, err = s.agent.Provider.ListVMs(s.ctx, &providerpb.ListVMsRequest{})
-	refused(s, err, codes.FailedPrecondition, "list VMs", place)
+	refused(s, err, codes.FailedPrecondition, "ListVMs", place)
 }
 
 // TestQuorumIsLostInTheMiddle of a create. PVE itself cannot take back then what it has made: it leaves a config that

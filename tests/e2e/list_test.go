@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,7 +28,7 @@ func TestListVMs(t *testing.T) {
 		"tags":   "a;b",
 		"serial": "",
 	}))
-	s.must(s.sim.AddVM(501, "pve2", nil))
+	s.must(s.sim.AddVM(501, "pve2", map[string]string{"smbios1": "uuid=" + uuid, "net0": "virtio=BC:24:11:00:00:04,bridge=vmbr0"}))
 	s.must(s.sim.AddContainer(502, "pve1"))
 	s.must(s.sim.AddVM(503, "pve1", map[string]string{"smbios1": "uuid=" + uuid, "net0": "virtio=BC:24:11:00:00:03,bridge=vmbr0"}))
 	s.startAgent()
@@ -57,11 +58,18 @@ func TestListVMs(t *testing.T) {
 			},
 		},
 	}
-	s.silent("ListVMs", func() {
-		if d := cmp.Diff(want, s.list(), protocmp.Transform()); d != "" {
-			t.Errorf("(-want +got):\n%s", d)
-		}
-	})
+	far := &providerpb.VMInfo{
+		Id: "501-01234567", Name: "vm-501", PowerState: "Off", Cpu: 1, MemoryMib: 512,
+		Disks:    []*providerpb.DiskInfo{{Id: "scsi0", Path: "local:501/vm-501-disk-0.qcow2", SizeGib: 1, Format: "qcow2"}},
+		Networks: []*providerpb.NetworkInfo{{Name: "net0", Mac: "BC:24:11:00:00:04"}},
+		ProviderRaw: map[string]string{ // its node has no agent
+			"vmid": "501", "node": "pve2", "name": "vm-501", "status": "stopped", "cpus": "1", "cpus_max": "1", "memory_mib": "512", "stale": "true",
+		},
+	}
+	want = slices.Insert(want, 1, far)
+	if d := cmp.Diff(want, s.list(), protocmp.Transform()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
 }
 
 // TestListedIDsAreThoseOfCreate: the manager compares them byte by byte, and adopts a VM again that differs.
@@ -69,7 +77,8 @@ func TestListedIDsAreThoseOfCreate(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	id := s.create(request("web-01", class(grown)))
-	all := s.list()
+	var all []*providerpb.VMInfo
+	s.silent("ListVMs", func() { all = s.list() })
 	if len(all) != 1 || all[0].GetId() != id {
 		t.Fatalf("listed %v, want %s alone: templates are not listed", all, id)
 	}

@@ -205,7 +205,7 @@ func TestPowerRefuses(t *testing.T) {
 	for _, op := range []providerpb.PowerOp{powerOn, powerOff, reboot, graceful} {
 		for id, names := range map[string][]string{
 			"9000":         {"9000", "linux-template", "template"},
-			"500":          {"500", "pve2", "pve1"},
+			"500":          {"500", "pve2", "agent"},
 			"501":          {"501", "container"},
 			"502-76543210": {"502-76543210", "01234567-89ab-cdef-0123-456789abcdef"},
 		} {
@@ -304,5 +304,5 @@ func TestHAStartsAVMElsewhere(t *testing.T) {
 		t.Errorf("the VM is on %s, running %v", owner, s.sim.Running(10000))
 	}
 	_, err := s.describe(id)
-	refused(t, err, codes.FailedPrecondition, id, "pve2", "pve1")
+	refused(t, err, codes.FailedPrecondition, id, "pve2", "agent")
 }

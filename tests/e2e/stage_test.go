@@ -336,11 +336,15 @@ func vmid(t testing.TB, id string) int {
 	return v
 }
 
-// calls counts the requests to PVE's API but for the list of nodes, by which the agent looks after its own health.
+// background are the requests that the agent makes by itself: after its own health, and once a minute for what the node
+// has to offer.
+var background = map[string]bool{"GET /nodes": true, "GET /version": true, "GET /nodes/{node}/storage": true}
+
+// calls counts the requests to PVE's API that are made for somebody.
 func (s *stage) calls() int {
 	n := 0
 	for what, count := range s.sim.Requests() {
-		if what != http.MethodGet+" /nodes" {
+		if !background[what] {
 			n += count
 		}
 	}

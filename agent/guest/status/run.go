@@ -28,7 +28,11 @@ func (t *Tracker) Run(ctx context.Context) error {
 		t.end(processes)
 	})
 	close(t.ready)
-	err = t.watch(processes)
+	select {
+	case <-t.met:
+		err = t.watch(processes)
+	case <-ctx.Done():
+	}
 	cancel()
 	work.Wait()
 	if ctx.Err() != nil {

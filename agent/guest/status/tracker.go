@@ -104,6 +104,8 @@ type Tracker struct {
 	agents     *pool
 	ready      chan struct{}
 	wake       chan struct{} // exits has grown
+	met        chan struct{} // closed when there is a first process to watch
+	firstMet   sync.Once     // closes met
 
 	mu      sync.RWMutex // guards all below; taken before any vm's
 	vms     map[int]*vm  // with a live process, as far as known
@@ -117,7 +119,7 @@ type Tracker struct {
 func New(cfg Config) *Tracker {
 	t := &Tracker{
 		cfg: cfg.withDefaults(), epoch: time.Now(), vms: map[int]*vm{}, epoll: -1,
-		ready: make(chan struct{}), wake: make(chan struct{}, 1),
+		ready: make(chan struct{}), wake: make(chan struct{}, 1), met: make(chan struct{}),
 	}
 	t.runstates = newPool(t.cfg.Workers, t.cfg.Queue)
 	t.agents = newPool(t.cfg.AgentWorkers, t.cfg.Queue)
@@ -169,6 +171,21 @@ func (t *Tracker) State(ctx context.Context, vmid int, want Want) (State, error)
 	}
 }
 
+// Running reports whether a VM has a process. It asks nobody, and costs a read of a pid file for a VM that has none.
+func (t *Tracker) Running(vmid int) bool {
+	t.mu.RLock()
+	v := t.vms[vmid]
+	t.mu.RUnlock()
+	if v == nil {
+		v, _ = t.meet(vmid) // what cannot be read is not known to run
+	}
+	if v == nil {
+		return false
+	}
+	_, alive := v.state(t.now())
+	return alive
+}
+
 // meet looks for the process of a VM that is not known to run.
 func (t *Tracker) meet(vmid int) (*vm, error) {
 	p, err := t.findProcess(t.path(vmid, ".pid"))
@@ -217,5 +234,7 @@ func (t *Tracker) lockedWatch(v *vm) {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(v.id)}
 	if err := unix.EpollCtl(t.epoll, unix.EPOLL_CTL_ADD, v.fd, &ev); err != nil {
 		t.cfg.Log.Warn("end of a VM's process will be noticed late", "vmid", v.id, "pid", v.pid, "err", err)
+		return
 	}
+	t.firstMet.Do(func() { close(t.met) })
 }

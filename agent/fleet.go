@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/config"
+	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest"
+	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/provider"
+	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/route"
+	"github.com/pve-rigaud/pve-rigaud/cluster"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
+)
+
+// localClient owns what is created over a connection without certificates.
+const localClient = "local"
+
+// clientIdentity returns who asks: the client of a forwarded request is that of the agent which forwards it.
+func clientIdentity(ctx context.Context) string {
+	if id, ok := forward.Client(ctx); ok {
+		return id
+	}
+	return callerIdentity(ctx)
+}
+
+// callerIdentity returns who is at the other end of the connection.
+func callerIdentity(ctx context.Context) string {
+	if id, ok := mtls.Peer(ctx); ok {
+		return id
+	}
+	return localClient
+}
+
+// fleet is the agents of the cluster, as this one deals with them.
+type fleet struct {
+	node    string
+	watcher *pmxcfs.Watcher
+	holder  *mtls.Holder // nil: plaintext
+	gossip  *gossip.Gossip
+	forward *forward.Forwarder
+}
+
+// newFleet wires what sends requests to other nodes.
+func (a *Agent) newFleet(holder *mtls.Holder, watcher *pmxcfs.Watcher, records *record.Store, guests *guest.Guests, talk *gossip.Gossip) *fleet {
+	f := &fleet{node: a.cfg.Node, watcher: watcher, holder: holder, gossip: talk}
+	f.forward = forward.New(forward.Config{
+		Node: a.cfg.Node, Services: []string{providerpb.Provider_ServiceDesc.ServiceName},
+		Router: route.New(route.Config{
+			Node: a.cfg.Node, Watcher: watcher, Records: records, Client: clientIdentity, Source: guests.SourceNode,
+			Quorate: talk.Quorate, Status: provider.Status,
+		}),
+		Address: talk.Address, Credentials: f.credentials, Peer: f.peer, Client: callerIdentity,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return a.network.Dial(ctx, "tcp", addr) },
+		Log:  a.log,
+	})
+	return f
+}
+
+// clusterName is the name of the cluster, "" while it is not known.
+func clusterName(watcher *pmxcfs.Watcher) string {
+	world, err := watcher.World()
+	if err != nil {
+		return ""
+	}
+	return world.Members.Cluster
+}
+
+// credentials are those of the connection to a node's agent.
+func (f *fleet) credentials(node string) credentials.TransportCredentials {
+	if f.holder == nil {
+		return insecure.NewCredentials()
+	}
+	return credentials.NewTLS(f.holder.PeerConfig(node, clusterName(f.watcher)))
+}
+
+// peer returns the node whose agent calls: its certificate says so, and the cluster has that node. Without certificates,
+// where everybody may do everything anyway, the caller's word is taken.
+func (f *fleet) peer(ctx context.Context) (string, bool) {
+	world, err := f.watcher.World()
+	if err != nil {
+		return "", false
+	}
+	node, ok := mtls.PeerNode(ctx, world.Members.Cluster)
+	if f.holder == nil {
+		node, ok = forward.Claimed(ctx)
+	}
+	_, member := world.Members.Nodes[node]
+	return node, ok && member
+}
+
+// Others returns the other nodes of the cluster.
+func (f *fleet) Others() []string {
+	world, err := f.watcher.World()
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for name := range world.Members.Nodes {
+		if name != f.node {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ListVMs asks the agent of a node for its VMs.
+func (f *fleet) ListVMs(ctx context.Context, node string) (*providerpb.ListVMsResponse, error) {
+	var resp providerpb.ListVMsResponse
+	err := f.forward.Call(ctx, node, providerpb.Provider_ListVMs_FullMethodName, &providerpb.ListVMsRequest{}, &resp)
+	return &resp, err
+}
+
+// Asked reports whether another agent asks for this node's part of the list.
+func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
+
+// newGossip wires what this node tells the others and hears of them.
+func (a *Agent) newGossip(watcher *pmxcfs.Watcher, o options) *gossip.Gossip {
+	cfg := gossip.Config{
+		Node: a.cfg.Node, Version: o.version, Protocol: o.protocol, Watcher: watcher,
+		Bind: a.cfg.Gossip.Bind, Advertise: a.cfg.Gossip.Advertise, Join: a.cfg.Gossip.Join, KeyFile: a.cfg.Gossip.KeyFile,
+		Service: a.serviceAddr(), ServiceAdvertise: a.cfg.Listen.Advertise,
+		Digest: a.capacity.Digest, Facts: a.capacity.Facts, Now: o.now, Log: a.log,
+	}
+	if o.virtual {
+		cfg.Transport = func(ctx context.Context, bind netip.AddrPort) (cluster.Transport, error) {
+			return cluster.NewTransport(ctx, o.network, bind)
+		}
+	}
+	return gossip.New(cfg)
+}
+
+// serviceAddr is where the provider service listens: the configured host with the real port.
+func (a *Agent) serviceAddr() string {
+	host, _, err := net.SplitHostPort(a.cfg.Listen.GRPC)
+	_, port, perr := net.SplitHostPort(a.grpc.Addr().String())
+	if err != nil || perr != nil {
+		return a.cfg.Listen.GRPC
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// mtlsConfig names the files and whose calls are taken: those of clients, and of the other nodes' agents.
+func mtlsConfig(l config.Listen, watcher *pmxcfs.Watcher, log *slog.Logger) mtls.Config {
+	return mtls.Config{
+		Cert: l.Cert, Key: l.Key, CA: l.CA, AllowedSANs: l.AllowedSANs, Log: log,
+		Cluster: func() string { return clusterName(watcher) },
+	}
+}

@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/cluster"
+)
+
+// protocol is what this version speaks with other agents: forwarded requests and gossip.
+var protocol = cluster.Protocols{Min: 1, Max: 1}
+
+// options are what is different in tests.
+type options struct {
+	hook     func(ops.Moment, ops.Event)
+	network  Network
+	virtual  bool // network is not the host's
+	now      func() time.Time
+	version  string
+	protocol cluster.Protocols
+}
+
+// Option changes how an agent is assembled.
+type Option func(*options)
+
+// WithVersion says which version of pve-rigaud this is, for people.
+func WithVersion(version string) Option { return func(o *options) { o.version = version } }
+
+// WithJournalHook calls hook around each write to the operation journal.
+func WithJournalHook(hook func(ops.Moment, ops.Event)) Option {
+	return func(o *options) { o.hook = hook }
+}
+
+// WithNetwork opens all sockets in n instead of the host's network.
+func WithNetwork(n Network) Option {
+	return func(o *options) { o.network, o.virtual = n, true }
+}
+
+// WithClock dates what is kept in /etc/pve by another clock than time.Now.
+func WithClock(now func() time.Time) Option { return func(o *options) { o.now = now } }
+
+// WithProtocol makes the agent one of another version, as far as others can see.
+func WithProtocol(version string, p cluster.Protocols) Option {
+	return func(o *options) { o.version, o.protocol = version, p }
+}
