@@ -52,5 +52,14 @@ func clearEntry(path string) error {
 			return err
 		}
 	}
+	copies, err := filepath.Glob(filepath.Join(path, "cut-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range copies {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
 	return nil
 }

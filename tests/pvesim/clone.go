@@ -2,7 +2,6 @@ package pvesim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -236,8 +235,7 @@ func (c *Cluster) runClone(ctx context.Context, job *cloneJob, t *Task) error {
 	if err == nil {
 		err = c.finishClone(job, t)
 	}
-	var injected *injectedError
-	if err == nil || errors.As(err, &injected) && injected.exit == unknownExit {
+	if err == nil || abandoned(ctx, err) {
 		return err
 	}
 	for _, volid := range made {
@@ -339,5 +337,5 @@ func (c *Cluster) finishClone(job *cloneJob, t *Task) error {
 	if job.target == nil {
 		return nil
 	}
-	return c.tree.moveConf(job.dst, job.node.Name, job.target.Name)
+	return c.tree.moveConf(job.dst, job.node.Name, job.target.Name, nil)
 }

@@ -45,6 +45,7 @@ type Cluster struct {
 	pool     *storagePool
 	machines *machines
 	ha       *haState
+	ring     *ring
 
 	ca, agentCA *authority
 
@@ -65,17 +66,26 @@ func New(cfg Config) (*Cluster, error) {
 		accounts: newAccounts(cfg.Version, cfg.TicketLife),
 		workers:  newWorkers(), faults: &faults{},
 		stats:    &requestStats{counts: map[string]int{}},
-		machines: newMachines(), ha: &haState{}, broken: &schemaLog{},
+		machines: newMachines(), ha: &haState{}, ring: newRing(), broken: &schemaLog{},
 	}
 	c.routes = c.routeTable()
-	var names, views []string
+	own := map[string]string{}
 	for i := range cfg.Nodes {
 		n := newNode(c, i, fmt.Sprintf("pve%d", i+1))
 		c.nodes = append(c.nodes, n)
 		c.byName[n.Name] = n
-		names, views = append(names, n.Name), append(views, n.own)
+		c.ring.names, own[n.Name] = append(c.ring.names, n.Name), n.own
 	}
-	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), names, views, cfg.Addresses)
+	c.tree = newTree(filepath.Join(cfg.Dir, "etc", "pve"), c.ring.names, own, cfg.Addresses)
+	c.tree.linked = cfg.PMXCFS == Dir
+	c.tree.later = func(d time.Duration, do func()) {
+		c.wg.Go(func() {
+			if c.pause(c.ctx, d); c.ctx.Err() == nil {
+				do()
+			}
+		})
+	}
+	c.tree.warn = func(err error) { c.log.Warn("tree", "err", err) }
 	c.pool = newStoragePool(c)
 	if err := c.loadSchema(); err != nil {
 		return nil, err
@@ -88,6 +98,9 @@ func New(cfg Config) (*Cluster, error) {
 func (c *Cluster) Start(ctx context.Context) error {
 	c.base = context.WithoutCancel(ctx)
 	c.ctx, c.cancel = context.WithCancel(c.base)
+	for _, n := range c.nodes {
+		n.powerOn()
+	}
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
@@ -104,9 +117,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("pvesim: %s: %w", step.name, err), c.Close())
 		}
 	}
-	c.wg.Go(func() {
-		c.tree.watch(c.ctx, c.cfg.Scan, func(err error) { c.log.WarnContext(c.ctx, "scan of the tree", "err", err) })
-	})
+	c.wg.Go(func() { c.tree.watch(c.ctx, c.cfg.Scan) })
 	c.log.InfoContext(ctx, "simulated cluster is up", "dir", c.cfg.Dir, "vms", c.hyper.Name(), "pve", c.cfg.Version, "schema", c.Schema())
 	if err := os.WriteFile(filepath.Join(c.cfg.Dir, "ready"), nil, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("pvesim: %w", err), c.Close())

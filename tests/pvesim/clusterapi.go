@@ -58,14 +58,14 @@ func (c *Cluster) clusterStatus(_ context.Context, rq *request) (any, error) {
 	for _, n := range c.nodes {
 		out = append(out, map[string]any{
 			"type": "node", "id": "node/" + n.Name, "name": n.Name, "nodeid": n.Index + 1, "ip": n.IP.String(),
-			"online": bit(c.tree.isOnline(n.Name)), "local": bit(n == rq.via), "level": "",
+			"online": bit(c.tree.isOnline(rq.via.Name, n.Name)), "local": bit(n == rq.via), "level": "",
 		})
 	}
 	return out, nil
 }
 
 func (c *Cluster) nextID(_ context.Context, rq *request) (any, error) {
-	_, taken := c.tree.ids()
+	_, taken := c.tree.idsFor(rq.via.Name)
 	if rq.has("vmid") {
 		id := rq.number("vmid", 0)
 		if _, ok := taken[id]; ok {

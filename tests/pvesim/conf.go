@@ -13,8 +13,11 @@ func itoa(n int) string { return strconv.Itoa(n) }
 
 // loadConf reads a VM's config from the node that is asked; another node's
 // VM does not exist for it.
-func (c *Cluster) loadConf(n *Node, vmid int) (*vmconf.Conf, error) {
-	b, err := c.tree.readConf(n.Name, vmid)
+func (c *Cluster) loadConf(n *Node, vmid int) (*vmconf.Conf, error) { return c.loadConfAs(n, n, vmid) }
+
+// loadConfAs is loadConf with the eyes of another node.
+func (c *Cluster) loadConfAs(viewer, n *Node, vmid int) (*vmconf.Conf, error) {
+	b, err := c.tree.readConfAs(viewer.Name, n.Name, vmid)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, noSuchVM(n.Name, vmid)
 	}

@@ -22,6 +22,7 @@ const (
 	Auto QEMU = "auto" // real when qemu-system-x86_64 and qemu-img are there, else fake
 	Real QEMU = "real"
 	Fake QEMU = "fake"
+	None QEMU = "none" // no VM can be started: where processes cannot be, as in a bubble of testing/synctest
 )
 
 // PMXCFS says how a node sees /etc/pve.
@@ -56,18 +57,20 @@ type Config struct {
 	Version    string // "7.4", "8.4" or "9.1"; default: of SchemaFile, else 9.1
 	SchemaFile string // api/<version>.json of PVE's call schema; default $PVE_API_SCHEMA, "none" = unchecked
 
-	TaskDelay    time.Duration            // between a task's start and its work
-	TaskDelays   map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
-	AuthDelay    time.Duration            // before a 401; default 3 s, negative = none
-	LockTimeout  time.Duration            // for the lock file of a VM; default 10 s
-	IdleTimeout  time.Duration            // after which the API closes a connection; default 5 s
-	AgentWait    time.Duration            // for the guest agent and for QMP; default 3 s
-	HADelay      time.Duration            // between a hastart/hastop task and its effect; default 100 ms
-	TicketLife   time.Duration            // of a login ticket; default 2 h
-	PollUnit     time.Duration            // PVE's "one second" while it waits for a VM to stop; default 1 s
-	CleanupDelay time.Duration            // between the end of a QEMU and PVE's "qm cleanup"; about 0.5 s on a real node
-	CleanupHold  time.Duration            // how long that holds the VM's lock if the VM runs again by then; 30 s on a real node
-	Scan         time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
+	TaskDelay     time.Duration            // between a task's start and its work
+	TaskDelays    map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
+	AuthDelay     time.Duration            // before a 401; default 3 s, negative = none
+	LockTimeout   time.Duration            // for the lock file of a VM; default 10 s
+	IdleTimeout   time.Duration            // after which the API closes a connection; default 5 s
+	AgentWait     time.Duration            // for the guest agent and for QMP; default 3 s
+	HADelay       time.Duration            // between a hastart/hastop task and its effect; default 100 ms
+	TicketLife    time.Duration            // of a login ticket; default 2 h
+	PollUnit      time.Duration            // PVE's "one second" while it waits for a VM to stop; default 1 s
+	CleanupDelay  time.Duration            // between the end of a QEMU and PVE's "qm cleanup"; about 0.5 s on a real node
+	CleanupHold   time.Duration            // how long that holds the VM's lock if the VM runs again by then; 30 s on a real node
+	CorosyncDelay time.Duration            // from the loss of packets or of a node to what .members says of it, and back; default 0
+	FencingDelay  time.Duration            // from a node being seen offline to its VMs under HA being started elsewhere; default 60 s
+	Scan          time.Duration            // how often the tree is looked over for foreign writes; default 200 ms
 
 	// Addresses are the nodes' addresses, in order, as .members shows them and
 	// agents bind to them; nil makes some up: 127.R.S.1 and up with R and S by
@@ -82,6 +85,13 @@ type Config struct {
 	Network Network
 
 	QuietClones bool // a clone's log does not say which VM it makes, as before PVE 9.2
+
+	// Go, if set, starts the goroutines that serve FUSE, by running the function
+	// on a goroutine of its choice without waiting for it. In a bubble of
+	// [testing/synctest] it has to be one from outside: virtual time stands
+	// still while a goroutine of the bubble waits for the kernel. The kernel
+	// is told to remember nothing then, because its seconds are real ones.
+	Go func(func())
 
 	Log *slog.Logger
 
@@ -114,6 +124,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.TicketLife, 2*time.Hour)
 	def(&c.PollUnit, time.Second)
 	def(&c.Scan, 200*time.Millisecond)
+	def(&c.FencingDelay, time.Minute)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -121,8 +132,8 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.chooseAddresses(); err != nil {
 		return c, err
 	}
-	if !slices.Contains([]QEMU{Auto, Real, Fake}, c.QEMU) {
-		return c, fmt.Errorf("pvesim: qemu %q: want auto, real or fake", c.QEMU)
+	if !slices.Contains([]QEMU{Auto, Real, Fake, None}, c.QEMU) {
+		return c, fmt.Errorf("pvesim: qemu %q: want auto, real, fake or none", c.QEMU)
 	}
 	if c.FirstVM < 100 || (!c.NoTemplates && c.FirstVM <= TemplateSharedID && c.FirstVM+c.VMs > TemplateID) {
 		return c, fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d and %d are the templates'",

@@ -86,12 +86,18 @@ func (c *Cluster) VanishVM(vmid int) error {
 
 // KillVM ends the process of a VM like a crash of QEMU.
 func (c *Cluster) KillVM(vmid int) error {
+	var errs []error
 	for _, m := range c.machines.list() {
 		if m.vmid == vmid {
-			if err := m.proc.Kill(); err != nil && !errors.Is(err, kvm.ErrGone) {
-				return fmt.Errorf("pvesim: kill VM %d: %w", vmid, err)
-			}
+			errs = append(errs, killMachine(m))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+func killMachine(m *machine) error {
+	if err := m.proc.Kill(); err != nil && !errors.Is(err, kvm.ErrGone) {
+		return fmt.Errorf("pvesim: kill VM %d: %w", m.vmid, err)
 	}
 	return nil
 }
@@ -148,38 +154,16 @@ func (c *Cluster) MoveVM(vmid int, node string) error {
 	if err := c.KillVM(vmid); err != nil {
 		return err
 	}
-	return c.tree.moveConf(vmid, from, node)
+	return c.tree.moveConf(vmid, from, node, nil)
 }
 
-// SetQuorate gives all nodes quorum or takes it.
-func (c *Cluster) SetQuorate(on bool) error {
-	var errs []error
-	for _, n := range c.nodes {
-		n.setQuorate(on)
-		errs = append(errs, c.tree.setQuorate(n.Name, on))
+// LagVMList lets a node's .vmlist and .version show changes only later; 0 ends
+// that, and what is late is shown at once.
+func (c *Cluster) LagVMList(node string, d time.Duration) error {
+	if err := c.known(node); err != nil {
+		return err
 	}
-	return errors.Join(errs...)
-}
-
-// SetOnline switches a node off or on. Off: its API does not answer, its VMs
-// are dead, the others see it offline.
-func (c *Cluster) SetOnline(node string, on bool) error {
-	n := c.byName[node]
-	if n == nil {
-		return fmt.Errorf("pvesim: no node %q", node)
-	}
-	if on {
-		return errors.Join(n.proxy.open(c), n.daemon.open(c), c.tree.setOnline(node, true))
-	}
-	n.proxy.close()
-	n.daemon.close()
-	var errs []error
-	for _, m := range c.machines.list() {
-		if m.node == n {
-			errs = append(errs, c.KillVM(m.vmid))
-		}
-	}
-	return errors.Join(append(errs, c.tree.setOnline(node, false))...)
+	return c.tree.setLag(node, d)
 }
 
 // SetAPI closes a node's API, or opens it again on the same port; the node

@@ -37,7 +37,7 @@ func (c *Cluster) create(_ context.Context, rq *request) (any, error) {
 	if ch == nil {
 		ch = &change{set: map[string]string{}}
 	}
-	if owner, ok := c.tree.owner(vmid); ok {
+	if owner, ok := c.tree.ownerFor(n.Name, vmid); ok {
 		return nil, dief("unable to create VM %d - VM %d already exists on node '%s'", vmid, vmid, owner)
 	}
 	if err := c.needQuorum(n); err != nil {
@@ -49,6 +49,9 @@ func (c *Cluster) create(_ context.Context, rq *request) (any, error) {
 	}
 	return c.fork(n.Name, "qmcreate", itoa(vmid), rq.who, work{run: func(ctx context.Context, t *Task) error {
 		err := c.lockConf(ctx, n, vmid, t, func() error { return c.createVM(ctx, n, vmid, ch, t) })
+		if err != nil && abandoned(ctx, err) {
+			return err
+		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("unable to create VM %d - %w", vmid, err), c.tree.removeConf(n.Name, vmid))
 		}

@@ -110,6 +110,9 @@ func (c *Cluster) makeFleet(ctx context.Context, blank *stencil) error {
 	if err := c.tree.addConfs(owners, func(id int) []byte { return confs[id].Bytes() }); err != nil {
 		return err
 	}
+	if c.cfg.QEMU == None {
+		return nil
+	}
 	return c.startFleet(ctx, owners, confs)
 }
 

@@ -12,6 +12,10 @@ import (
 // chooseHypervisor decides what a VM is. Auto takes stand-ins when anything
 // that real ones need is missing, and says what.
 func (c *Cluster) chooseHypervisor(ctx context.Context) error {
+	if c.cfg.QEMU == None {
+		c.hyper, c.standIn, c.disks = kvm.None{}, kvm.None{}, cacheDisks(disk.Plain{})
+		return nil
+	}
 	fake := kvm.NewFake(c.cfg.Fake)
 	c.standIn = fake
 	if c.cfg.QEMU != Fake {

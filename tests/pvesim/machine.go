@@ -18,6 +18,7 @@ import (
 type machine struct {
 	vmid   int
 	node   *Node
+	life   context.Context //nolint:containedctx // of the node when the VM was started
 	proc   kvm.Process
 	since  time.Time
 	memory int64 // configured, bytes
@@ -78,17 +79,25 @@ func (m *machine) takeCleanup() bool {
 // machines are the running VMs of all nodes.
 type machines struct {
 	mu   sync.Mutex // guards what follows
-	byID map[int]*machine
+	byID map[machineKey]*machine
 	deaf map[int]bool // guests that ignore a shutdown
 }
 
-func newMachines() *machines { return &machines{byID: map[int]*machine{}, deaf: map[int]bool{}} }
+// machineKey: after a partition two nodes may run a VM of one number.
+type machineKey struct {
+	node string
+	vmid int
+}
+
+func (m *machine) key() machineKey { return machineKey{m.node.Name, m.vmid} }
+
+func newMachines() *machines { return &machines{byID: map[machineKey]*machine{}, deaf: map[int]bool{}} }
 
 // on returns the VM if it runs on that node.
 func (ms *machines) on(node string, vmid int) *machine {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
-	if m := ms.byID[vmid]; m != nil && m.node.Name == node && m.alive() {
+	if m := ms.byID[machineKey{node, vmid}]; m != nil && m.alive() {
 		return m
 	}
 	return nil
@@ -97,14 +106,14 @@ func (ms *machines) on(node string, vmid int) *machine {
 func (ms *machines) put(m *machine) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
-	ms.byID[m.vmid] = m
+	ms.byID[m.key()] = m
 }
 
 func (ms *machines) forget(m *machine) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
-	if ms.byID[m.vmid] == m {
-		delete(ms.byID, m.vmid)
+	if ms.byID[m.key()] == m {
+		delete(ms.byID, m.key())
 	}
 }
 
@@ -151,7 +160,7 @@ func (c *Cluster) launch(ctx context.Context, n *Node, vmid int, conf vmconf.Sec
 	}
 	hyper := c.hypervisorFor(vmid)
 	_, fake := hyper.(*kvm.Fake)
-	m := &machine{vmid: vmid, node: n, since: time.Now(), memory: int64(conf.MemoryMiB()) << 20, real: !fake}
+	m := &machine{vmid: vmid, node: n, life: n.alive(), since: time.Now(), memory: int64(conf.MemoryMiB()) << 20, real: !fake}
 	ready := make(chan struct{})
 	spec.OnEvent = func(event string, _ json.RawMessage) {
 		<-ready
@@ -195,6 +204,10 @@ func (c *Cluster) awaitExit(m *machine) {
 	select {
 	case <-m.proc.Done():
 	case <-c.ctx.Done():
+		return
+	}
+	if m.life.Err() != nil {
+		c.machines.forget(m)
 		return
 	}
 	c.pause(c.ctx, c.cfg.CleanupDelay)

@@ -1,6 +1,7 @@
 package pvesim
 
 import (
+	"context"
 	"crypto/tls"
 	"net/netip"
 	"path/filepath"
@@ -30,8 +31,11 @@ type Node struct {
 	cpus    int
 	memory  int64
 
-	mu    sync.Mutex // guards mount
-	mount mount      // nil while PMXCFS is not mounted
+	mu       sync.Mutex // guards what follows
+	mount    mount      // nil while PMXCFS is not mounted
+	writable bool
+	life     context.Context //nolint:containedctx // ends with the node's power
+	die      context.CancelCauseFunc
 
 	proxy  *front // pveproxy
 	daemon *front // pvedaemon, plain
@@ -61,6 +65,7 @@ func newNode(c *Cluster, i int, name string) *Node {
 	if v, ok := c.cfg.NodeCPUs[name]; ok {
 		n.cpus = v
 	}
+	n.writable = true
 	n.proxy = &front{node: n, addr: c.cfg.apiAddress(n, portAPI)}
 	n.daemon = &front{node: n, addr: c.cfg.apiAddress(n, portDaemon)}
 	return n

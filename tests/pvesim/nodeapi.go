@@ -28,12 +28,12 @@ func fixed(data any) func(context.Context, *request) (any, error) {
 	return func(context.Context, *request) (any, error) { return data, nil }
 }
 
-func (c *Cluster) nodeEntry(n *Node, full bool) map[string]any {
+func (c *Cluster) nodeEntry(via, n *Node, full bool) map[string]any {
 	e := map[string]any{
 		"id": "node/" + n.Name, "type": "node", "node": n.Name, "level": "", "status": "online",
 		"ssl_fingerprint": fingerprint(n.cert), "maxcpu": n.cpus, "maxmem": n.memory, "maxdisk": int64(storageTotal),
 	}
-	if !c.tree.isOnline(n.Name) {
+	if !c.tree.isOnline(via.Name, n.Name) {
 		e["status"] = "offline"
 		return e
 	}
@@ -62,7 +62,7 @@ func (c *Cluster) usedMemory(n *Node) int64 {
 func (c *Cluster) listNodes(_ context.Context, rq *request) (any, error) {
 	out := []any{}
 	for _, n := range c.nodes {
-		out = append(out, c.nodeEntry(n, rq.who.may("/nodes/"+n.Name, "Sys.Audit")))
+		out = append(out, c.nodeEntry(rq.via, n, rq.who.may("/nodes/"+n.Name, "Sys.Audit")))
 	}
 	return out, nil
 }

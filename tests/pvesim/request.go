@@ -132,12 +132,8 @@ func (c *Cluster) proxy(ctx context.Context, rq *request) error {
 	if !ok {
 		return dief("hostname lookup '%s' failed - failed to get address info for: %s: Temporary failure in name resolution", name, name)
 	}
-	if !c.tree.isOnline(name) {
-		c.pause(ctx, c.offlineDelay())
-		return &apiError{status: 595, message: "No route to host", noBody: true}
-	}
 	rq.node = node
-	return nil
+	return c.reach(ctx, rq.via.Name, name)
 }
 
 // checkParams checks the parameters against the schema; without one it looks

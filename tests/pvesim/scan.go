@@ -14,7 +14,7 @@ var confName = regexp.MustCompile(`^([1-9]\d{2,8})\.conf$`)
 
 // watch looks for what others wrote into the tree: an agent may change a
 // config or a priv file as it may on a real node.
-func (t *tree) watch(ctx context.Context, every time.Duration, warn func(error)) {
+func (t *tree) watch(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -23,7 +23,7 @@ func (t *tree) watch(ctx context.Context, every time.Duration, warn func(error))
 			return
 		case <-tick.C:
 			if err := t.scan(); err != nil && ctx.Err() == nil {
-				warn(err)
+				t.warn(err)
 			}
 		}
 	}
@@ -96,6 +96,9 @@ func (t *tree) lockedScanNode(node, kind, sub string, found map[int]string) (cha
 		path := filepath.Join(dir, e.Name())
 		s, err := statStamp(path)
 		if err != nil {
+			continue
+		}
+		if t.moving[id] {
 			continue
 		}
 		if g, ok := t.guests[id]; !ok || g.node != node || t.stamps[path] != s {

@@ -131,7 +131,7 @@ func ask(ctx context.Context, m *machine, command string, into any) bool {
 // listVMs is GET /nodes/{node}/qemu.
 func (c *Cluster) listVMs(_ context.Context, rq *request) (any, error) {
 	out := []any{}
-	ids, nodes := c.tree.ids()
+	ids, nodes := c.tree.idsFor(rq.node.Name)
 	for _, id := range ids {
 		if nodes[id] != rq.node.Name || !rq.who.may("/vms/"+itoa(id), "VM.Audit") {
 			continue
@@ -149,11 +149,11 @@ func (c *Cluster) resources(_ context.Context, rq *request) (any, error) {
 	kind := rq.param("type")
 	out := []any{}
 	if kind == "" || kind == "vm" {
-		out = append(out, c.vmResources(rq.who)...)
+		out = append(out, c.vmResources(rq)...)
 	}
 	if kind == "" || kind == "node" {
 		for _, n := range c.nodes {
-			e := c.nodeEntry(n, rq.who.may("/nodes/"+n.Name, "Sys.Audit"))
+			e := c.nodeEntry(rq.via, n, rq.who.may("/nodes/"+n.Name, "Sys.Audit"))
 			out = append(out, e)
 		}
 	}
@@ -163,15 +163,16 @@ func (c *Cluster) resources(_ context.Context, rq *request) (any, error) {
 	return out, nil
 }
 
-func (c *Cluster) vmResources(who principal) []any {
+func (c *Cluster) vmResources(rq *request) []any {
 	var out []any
-	ids, nodes := c.tree.ids()
+	who, via := rq.who, rq.via.Name
+	ids, nodes := c.tree.idsFor(via)
 	for _, id := range ids {
 		n := c.byName[nodes[id]]
 		if n == nil || !who.may("/vms/"+itoa(id), "VM.Audit") {
 			continue
 		}
-		conf, err := c.loadConf(n, id)
+		conf, err := c.loadConfAs(rq.via, n, id)
 		if err != nil {
 			if c.tree.isContainer(id) {
 				out = append(out, map[string]any{"id": fmt.Sprintf("lxc/%d", id), "type": "lxc", "node": n.Name, "vmid": id, "status": "stopped", "template": 0})
@@ -188,7 +189,7 @@ func (c *Cluster) vmResources(who principal) []any {
 				e[key] = v
 			}
 		}
-		if !c.tree.isOnline(n.Name) {
+		if !c.tree.isOnline(via, n.Name) {
 			e = map[string]any{"id": e["id"], "type": "qemu", "node": n.Name, "vmid": id, "status": "unknown", "template": e["template"]}
 		}
 		if state, ok := c.haState(id); ok {

@@ -1,6 +1,7 @@
 package pvesim
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -21,22 +22,32 @@ func stampOf(fi fs.FileInfo) stamp {
 // lockedPublish writes .vmlist and then .version: who reads the counter of a
 // change finds the change.
 func (t *tree) lockedPublish() error {
-	if err := t.lockedReplace(filepath.Join(t.root, ".vmlist"), t.vmlistText(), 0o440); err != nil {
-		return err
+	errs := []error{
+		t.lockedReplace(filepath.Join(t.root, ".vmlist"), vmlistText(&t.shown), 0o440),
+		t.lockedReplace(filepath.Join(t.root, ".version"), t.versionText(&t.shown, t.start), 0o440),
 	}
-	return t.lockedReplace(filepath.Join(t.root, ".version"), t.versionText(), 0o440)
+	for _, node := range t.nodes {
+		if v := t.views[node]; v.lag > 0 && v.frozen == nil {
+			if v.behind == nil {
+				v.behind = t.clone()
+			}
+			t.lockedLate(node)
+		}
+		errs = append(errs, t.lockedShow(node))
+	}
+	return errors.Join(errs...)
 }
 
-func (t *tree) vmlistText() []byte {
+func vmlistText(s *shown) []byte {
 	var b strings.Builder
-	if len(t.guests) == 0 {
-		fmt.Fprintf(&b, "{\n\"version\": %d\n\n}\n", t.vmlist)
+	if len(s.guests) == 0 {
+		fmt.Fprintf(&b, "{\n\"version\": %d\n\n}\n", s.vmlist)
 		return []byte(b.String())
 	}
-	fmt.Fprintf(&b, "{\n\"version\": %d,\n\"ids\": {\n", t.vmlist)
+	fmt.Fprintf(&b, "{\n\"version\": %d,\n\"ids\": {\n", s.vmlist)
 	sep := ""
-	for _, id := range slices.Sorted(maps.Keys(t.guests)) {
-		g := t.guests[id]
+	for _, id := range slices.Sorted(maps.Keys(s.guests)) {
+		g := s.guests[id]
 		fmt.Fprintf(&b, "%s\"%d\": { \"node\": \"%s\", \"type\": \"%s\", \"version\": %d }", sep, id, g.node, g.kind, g.version)
 		sep = ",\n"
 	}
@@ -44,18 +55,18 @@ func (t *tree) vmlistText() []byte {
 	return []byte(b.String())
 }
 
-func (t *tree) versionText() []byte {
+func (t *tree) versionText(s *shown, start int64) []byte {
 	var b strings.Builder
-	fmt.Fprintf(&b, "{\n\"starttime\": %d,\n\"clinfo\": %d,\n\"vmlist\": %d", t.start, t.clinfo, t.vmlist)
+	fmt.Fprintf(&b, "{\n\"starttime\": %d,\n\"clinfo\": %d,\n\"vmlist\": %d", start, t.clinfo, s.vmlist)
 	for _, f := range tracked {
-		fmt.Fprintf(&b, ",\n\"%s\": %d", f, t.files[f])
+		fmt.Fprintf(&b, ",\n\"%s\": %d", f, s.files[f])
 	}
 	b.WriteString(",\n\"kvstore\": {\n")
 	for i, n := range t.nodes {
 		if i > 0 {
 			b.WriteString(",\n")
 		}
-		fmt.Fprintf(&b, "\"%s\": {\n\"tasklist\": %d}\n", n, t.files["tasklist/"+n])
+		fmt.Fprintf(&b, "\"%s\": {\n\"tasklist\": %d}\n", n, s.files["tasklist/"+n])
 	}
 	b.WriteString("}\n}\n")
 	return []byte(b.String())
@@ -64,8 +75,8 @@ func (t *tree) versionText() []byte {
 // lockedMembers writes each node's .members: they differ in "nodename", and
 // in "quorate" and "online" when the cluster is split.
 func (t *tree) lockedMembers() error {
-	for i, view := range t.views {
-		if err := t.lockedReplace(filepath.Join(view, ".members"), t.membersText(t.nodes[i]), 0o440); err != nil {
+	for _, node := range t.nodes {
+		if err := t.lockedReplace(filepath.Join(t.own[node], ".members"), t.membersText(node), 0o440); err != nil {
 			return err
 		}
 	}
@@ -73,17 +84,18 @@ func (t *tree) lockedMembers() error {
 }
 
 func (t *tree) membersText(self string) []byte {
+	v := t.views[self]
 	var b strings.Builder
 	fmt.Fprintf(&b, "{\n\"nodename\": \"%s\",\n\"version\": %d,\n", self, t.clinfo)
 	fmt.Fprintf(&b, "\"cluster\": { \"name\": \"%s\", \"version\": %d, \"nodes\": %d, \"quorate\": %d },\n",
-		ClusterName, len(t.nodes), len(t.nodes), bit(t.quorate[self]))
+		ClusterName, len(t.nodes), len(t.nodes), bit(v.quorate))
 	b.WriteString("\"nodelist\": {\n")
 	for i, n := range t.nodes {
 		end := ",\n"
 		if i == len(t.nodes)-1 {
 			end = "\n"
 		}
-		fmt.Fprintf(&b, "  \"%s\": { \"id\": %d, \"online\": %d, \"ip\": \"%s\"}%s", n, i+1, bit(t.online[n]), t.ips[i], end)
+		fmt.Fprintf(&b, "  \"%s\": { \"id\": %d, \"online\": %d, \"ip\": \"%s\"}%s", n, i+1, bit(slices.Contains(v.members, n)), t.ips[i], end)
 	}
 	b.WriteString("  }\n}\n")
 	return []byte(b.String())
@@ -94,39 +106,4 @@ func bit(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-// setOnline and setQuorate change what .members says.
-func (t *tree) setOnline(node string, on bool) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.online[node] = on
-	return t.lockedClusterChanged()
-}
-
-func (t *tree) setQuorate(node string, on bool) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.quorate[node] = on
-	return t.lockedClusterChanged()
-}
-
-func (t *tree) lockedClusterChanged() error {
-	t.clinfo++
-	if err := t.lockedMembers(); err != nil {
-		return err
-	}
-	return t.lockedPublish()
-}
-
-func (t *tree) isOnline(node string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.online[node]
-}
-
-func (t *tree) isQuorate(node string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.quorate[node]
 }

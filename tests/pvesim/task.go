@@ -16,6 +16,7 @@ type Task struct {
 	upid upid
 	by   principal
 	done chan struct{}
+	life context.Context //nolint:containedctx // of its node: it outlives the request
 
 	mu       sync.Mutex // guards what follows
 	log      []string
@@ -94,15 +95,15 @@ func newWorkers() *workers {
 	}
 }
 
-func (w *workers) register(node, kind, id string, by principal) *Task {
+func (w *workers) register(n *Node, kind, id string, by principal) *Task {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.nextPI++
 	u := upid{
-		node: node, kind: kind, id: id, user: by.authID(), pid: w.nextPI,
+		node: n.Name, kind: kind, id: id, user: by.authID(), pid: w.nextPI,
 		pstart: time.Since(w.boot).Milliseconds() / 10, start: time.Now().Unix(),
 	}
-	t := &Task{UPID: u.String(), upid: u, by: by, done: make(chan struct{})}
+	t := &Task{UPID: u.String(), upid: u, by: by, life: n.alive(), done: make(chan struct{})}
 	w.all = append(w.all, t)
 	w.byUPID[t.UPID] = t
 	return t
@@ -132,11 +133,11 @@ type work struct {
 
 // fork starts a worker and returns its UPID, like PVE's fork_worker.
 func (c *Cluster) fork(node, kind, id string, by principal, w work) string {
-	t := c.workers.register(node, kind, id, by)
+	t := c.workers.register(c.byName[node], kind, id, by)
 	c.log.Debug("task", "upid", t.UPID)
 	c.wg.Go(func() {
 		defer c.tasksChanged(node)
-		t.finish(c.runTask(c.ctx, t, w))
+		t.finish(c.runTask(t.life, t, w))
 		for _, hook := range c.workers.hooks(true) {
 			hook(t)
 		}
@@ -153,6 +154,8 @@ func (c *Cluster) runTask(ctx context.Context, t *Task, w work) (err error) {
 		var injected *injectedError
 		if errors.As(err, &injected) {
 			err = injected
+		} else if err != nil && abandoned(ctx, err) {
+			err = errors.New(unknownExit)
 		} else if err != nil && ctx.Err() != nil {
 			err = errors.New("interrupted by signal")
 		}
@@ -201,6 +204,12 @@ func (w *workers) gate(ctx context.Context, kind string) error {
 
 // unknownExit is the exit status of a worker that was killed: its log has no end.
 const unknownExit = "unexpected status"
+
+// abandoned says that a worker ended in the middle and nobody cleans up.
+func abandoned(ctx context.Context, err error) bool {
+	var injected *injectedError
+	return errors.As(err, &injected) && injected.exit == unknownExit || errors.Is(context.Cause(ctx), errPowerLoss)
+}
 
 var okStatus = regexp.MustCompile(`^(OK|WARNINGS: \d+)$`)
 

@@ -18,22 +18,22 @@ import (
 // tree is the shared /etc/pve: configs, and the status files that pmxcfs
 // makes of them.
 type tree struct {
-	root  string
-	nodes []string
-	ips   []netip.Addr
-	views []string // each node's own view, for its .members
+	root   string
+	nodes  []string
+	ips    []netip.Addr
+	own    map[string]string // by node: directory of what it alone has
+	linked bool              // nodes see the tree by links
+	later  func(time.Duration, func())
+	warn   func(error)
 
 	mu sync.Mutex // guards all below, and orders the writes
 
+	shown          // as it is
 	start    int64 // of .version: counters are worth nothing across it
-	vmlist   int
-	counter  int // pmxcfs gives every changed guest the next number
 	clinfo   int
-	guests   map[int]guest
-	files    map[string]int // tracked files' versions
 	stamps   map[string]stamp
-	online   map[string]bool
-	quorate  map[string]bool // by node that looks
+	views    map[string]*nodeView
+	moving   map[int]bool // guests that are between two nodes
 	tmpCount int
 	dirs     map[string]scanned // what the last scan found in each directory
 	scans    int
@@ -59,18 +59,17 @@ var tracked = strings.Fields(`corosync.conf corosync.conf.new storage.cfg user.c
  ha/rules.cfg ha/groups.cfg ha/fence.cfg status.cfg replication.cfg ceph.conf sdn/vnets.cfg sdn/zones.cfg
  firewall/cluster.fw mapping/directory.cfg mapping/pci.cfg mapping/usb.cfg`)
 
-func newTree(root string, nodes, views []string, ips []netip.Addr) *tree {
+func newTree(root string, nodes []string, own map[string]string, ips []netip.Addr) *tree {
 	t := &tree{
-		root: root, nodes: nodes, ips: ips, views: views,
-		start: time.Now().Unix(), clinfo: len(nodes),
-		guests: map[int]guest{}, files: map[string]int{}, stamps: map[string]stamp{},
-		online: map[string]bool{}, quorate: map[string]bool{}, dirs: map[string]scanned{},
+		root: root, nodes: nodes, ips: ips, own: own,
+		start: time.Now().Unix(), clinfo: len(nodes), shown: shown{guests: map[int]guest{}, files: map[string]int{}},
+		stamps: map[string]stamp{}, views: map[string]*nodeView{}, moving: map[int]bool{}, dirs: map[string]scanned{},
 	}
 	for _, f := range tracked {
 		t.files[f] = 1
 	}
 	for _, n := range nodes {
-		t.online[n], t.quorate[n] = true, true
+		t.views[n] = &nodeView{start: t.start, standing: standing{members: nodes, quorate: true, live: true, writable: true}}
 	}
 	return t
 }
@@ -101,9 +100,13 @@ func (t *tree) confPath(node string, vmid int) string {
 	return filepath.Join(t.root, "nodes", node, "qemu-server", strconv.Itoa(vmid)+".conf")
 }
 
-// readConf returns a config's bytes; fs.ErrNotExist if the node has none.
-func (t *tree) readConf(node string, vmid int) ([]byte, error) {
-	b, err := os.ReadFile(t.confPath(node, vmid))
+// readConf returns a config's bytes as the node itself sees them;
+// fs.ErrNotExist if it has none.
+func (t *tree) readConf(node string, vmid int) ([]byte, error) { return t.readConfAs(node, node, vmid) }
+
+// readConfAs is readConf as another node sees it.
+func (t *tree) readConfAs(viewer, node string, vmid int) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(t.source(viewer), "nodes", node, "qemu-server", strconv.Itoa(vmid)+".conf"))
 	if err != nil {
 		return nil, fmt.Errorf("read config: %w", err)
 	}
@@ -142,7 +145,7 @@ func (t *tree) addConfs(confs map[int]string, text func(vmid int) []byte) error 
 }
 
 func (t *tree) lockedWritable(node, path string) error {
-	if !t.quorate[node] {
+	if !t.views[node].writable {
 		rel, _ := filepath.Rel(t.root, path)
 		t.tmpCount++
 		return dief("unable to open file '/etc/pve/%s.tmp.%d' - Permission denied", rel, 20000+t.tmpCount)
@@ -198,19 +201,48 @@ func (t *tree) removeConf(node string, vmid int) error {
 }
 
 // moveConf hands a VM to another node. Inside pmxcfs that is a delete and
-// then a register: for a moment .vmlist does not have the VM at all.
-func (t *tree) moveConf(vmid int, from, to string) error {
+// then a register: for a moment .vmlist does not have the VM at all. wait, if
+// any, is called twice in that moment: while the file is still at the old node,
+// and while it is already at the new one.
+func (t *tree) moveConf(vmid int, from, to string, wait func()) error {
+	kind, err := t.beginMove(vmid, from)
+	if err != nil {
+		return err
+	}
+	if wait != nil {
+		wait()
+	}
+	err = t.moveFile(vmid, from, to)
+	if wait != nil {
+		wait()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.moving, vmid)
+	if err == nil {
+		t.lockedGuest(to, vmid, kind)
+	} else {
+		t.lockedGuest(from, vmid, kind)
+	}
+	return errors.Join(err, t.lockedPublish())
+}
+
+func (t *tree) beginMove(vmid int, from string) (kind string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	g, ok := t.guests[vmid]
 	if !ok || g.node != from {
-		return noSuchVM(from, vmid)
+		return "", noSuchVM(from, vmid)
 	}
 	delete(t.guests, vmid)
+	t.moving[vmid] = true
 	t.vmlist++
-	if err := t.lockedPublish(); err != nil {
-		return err
-	}
+	return g.kind, t.lockedPublish()
+}
+
+func (t *tree) moveFile(vmid int, from, to string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	dst := t.confPath(to, vmid)
 	if err := os.Rename(t.confPath(from, vmid), dst); err != nil {
 		return fmt.Errorf("tree: %w", err)
@@ -219,8 +251,7 @@ func (t *tree) moveConf(vmid int, from, to string) error {
 	if s, err := statStamp(dst); err == nil {
 		t.stamps[dst] = s
 	}
-	t.lockedGuest(to, vmid, g.kind)
-	return t.lockedPublish()
+	return nil
 }
 
 // owner returns the node that has a VM.

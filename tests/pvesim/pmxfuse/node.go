@@ -182,7 +182,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint3
 	if err != nil {
 		return nil, 0, fusefs.ToErrno(err)
 	}
-	return newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+	return n.newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
 }
 
 // Create implements [fusefs.NodeCreater]. With O_EXCL one of all nodes wins.
@@ -203,15 +203,27 @@ func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fu
 		_ = unix.Close(fd)
 		return nil, nil, 0, errno
 	}
-	return inode, newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
+	return inode, n.newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
 }
 
 // file is an open file. The kernel must not read past us (FUSE passthrough):
 // then nothing would be as it is on pmxcfs.
-type file struct{ *fusefs.LoopbackFile }
+type file struct {
+	*fusefs.LoopbackFile
+	fs *FS
+}
 
-func newFile(fd int) file {
-	return file{fusefs.NewLoopbackFileFromOS(os.NewFile(uintptr(fd), ""))}
+func (n *node) newFile(fd int) file {
+	return file{fusefs.NewLoopbackFileFromOS(os.NewFile(uintptr(fd), "")), n.fs}
+}
+
+// Write implements [fusefs.FileWriter]: each write of a file needs quorum, not
+// its opening alone.
+func (f file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	if f.fs.frozen.Load() {
+		return 0, syscall.EACCES
+	}
+	return f.LoopbackFile.Write(ctx, data, off)
 }
 
 // PassthroughFd implements [fusefs.FilePassthroughFder]: no.
@@ -268,7 +280,7 @@ func (n *node) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno) {
 		return nil, fusefs.ToErrno(err)
 	}
 	var list []fuse.DirEntry
-	dirs := []string{filepath.Join(n.fs.cfg.Source, n.rel())}
+	dirs := []string{filepath.Join(*n.fs.source.Load(), n.rel())}
 	if n.IsRoot() && n.fs.cfg.View != "" {
 		dirs = append(dirs, n.fs.cfg.View)
 	}

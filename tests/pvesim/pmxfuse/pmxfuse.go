@@ -34,6 +34,14 @@ type Config struct {
 	// ReadDelay is spent on each open of a file and each listing of a
 	// directory: about 300 µs on a real node. It can be changed later.
 	ReadDelay time.Duration
+	// NoCache lets the kernel remember neither names nor attributes. It
+	// counts real time: where time is virtual, its second may last for ever.
+	NoCache bool
+	// Go, if set, starts the goroutines that serve the view: it runs a
+	// function on a goroutine of its choice and does not wait for it. In a
+	// bubble of [testing/synctest] that has to be one from outside. nil
+	// means the go statement.
+	Go func(func())
 }
 
 // MissingError says why this machine or user cannot mount.
@@ -55,9 +63,12 @@ func (e *MissingError) Unwrap() error { return e.Err }
 // (libfuse's default; it forgets at once what does not exist).
 const cacheTime = time.Second
 
-// FS is a mounted view.
+// FS is a mounted view. No lock is held while it waits for anything but the
+// file system below it, and it touches no channel or timer of its callers: they
+// may live in a bubble of [testing/synctest] while its server does not.
 type FS struct {
 	cfg    Config
+	source atomic.Pointer[string]
 	root   *node
 	server *fuse.Server
 	delay  atomic.Int64 // nanoseconds
@@ -74,7 +85,29 @@ func Mount(ctx context.Context, cfg Config) (*FS, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", cfg.MountPoint, err)
 	}
+	var (
+		f    *FS
+		err  error
+		done sync.Mutex // unlocked when Mount is done: a channel would belong to the caller's bubble
+	)
+	work := func() {
+		defer done.Unlock()
+		f, err = start(cfg)
+	}
+	done.Lock()
+	if cfg.Go != nil {
+		cfg.Go(work)
+	} else {
+		work()
+	}
+	done.Lock()
+	return f, err
+}
+
+// start mounts, with all that goes with it.
+func start(cfg Config) (*FS, error) {
 	f := &FS{cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
+	f.source.Store(&cfg.Source)
 	f.SetReadDelay(cfg.ReadDelay)
 	if err := possible(); err != nil {
 		return nil, err
@@ -141,6 +174,9 @@ func removeDead(dir string) error {
 
 func (f *FS) mount() error {
 	timeout, never := cacheTime, time.Duration(0)
+	if f.cfg.NoCache {
+		timeout = 0
+	}
 	options := &fusefs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, NegativeTimeout: &never,
 		MountOptions: fuse.MountOptions{
@@ -175,6 +211,16 @@ func (f *FS) SetReadDelay(d time.Duration) { f.delay.Store(int64(d)) }
 // SetQuorate says whether the node has quorum: without it everything can be
 // read, and every change is refused with EACCES. At the beginning it has.
 func (f *FS) SetQuorate(quorate bool) { f.frozen.Store(!quorate) }
+
+// SetSource puts another tree behind the view, from one call to the next. Files
+// that are open stay what they are.
+func (f *FS) SetSource(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("source %q is not an absolute path", dir)
+	}
+	f.source.Store(&dir)
+	return nil
+}
 
 // Unmount takes the view away, also while others have files of it open: they
 // keep those, and it waits for them to be closed until ctx ends. Calls in
@@ -211,7 +257,7 @@ func (f *FS) real(rel string) string {
 			return own
 		}
 	}
-	return filepath.Join(f.cfg.Source, rel)
+	return filepath.Join(*f.source.Load(), rel)
 }
 
 // pause spends the read delay. The runtime's timers cannot do less than one
