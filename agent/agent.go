@@ -110,7 +110,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Draining: a.monitor.Draining, Log: log,
 	})
 	talk := a.newGossip(watcher, o)
-	others := a.newFleet(holder, watcher, records, guests, talk)
+	others := a.newFleet(o, holder, watcher, records, guests, talk)
 	service := provider.New(provider.Config{
 		Guests: guests, Health: a.monitor, Fleet: others, Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
@@ -120,6 +120,9 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	a.servers = []Task{
 		newGRPCServer(a.grpc, holder, service, others.forward, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
+	}
+	if cfg.Socket != "" {
+		a.servers = append(a.servers, others.newNodeServer(cfg.Socket, records, tracker, log))
 	}
 }
 

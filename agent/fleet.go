@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -13,7 +14,9 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
+	"github.com/pve-rigaud/pve-rigaud/agent/node"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
@@ -44,7 +47,7 @@ func callerIdentity(ctx context.Context) string {
 
 // fleet is the agents of the cluster, as this one deals with them.
 type fleet struct {
-	node    string
+	self    cluster.Member // without address
 	watcher *pmxcfs.Watcher
 	holder  *mtls.Holder // nil: plaintext
 	gossip  *gossip.Gossip
@@ -52,8 +55,9 @@ type fleet struct {
 }
 
 // newFleet wires what sends requests to other nodes.
-func (a *Agent) newFleet(holder *mtls.Holder, watcher *pmxcfs.Watcher, records *record.Store, guests *guest.Guests, talk *gossip.Gossip) *fleet {
-	f := &fleet{node: a.cfg.Node, watcher: watcher, holder: holder, gossip: talk}
+func (a *Agent) newFleet(o options, holder *mtls.Holder, watcher *pmxcfs.Watcher, records *record.Store, guests *guest.Guests, talk *gossip.Gossip) *fleet {
+	self := cluster.Member{Name: a.cfg.Node, Version: o.version, Protocol: o.protocol}
+	f := &fleet{self: self, watcher: watcher, holder: holder, gossip: talk}
 	f.forward = forward.New(forward.Config{
 		Node: a.cfg.Node, Services: []string{providerpb.Provider_ServiceDesc.ServiceName},
 		Router: route.New(route.Config{
@@ -107,7 +111,7 @@ func (f *fleet) Others() []string {
 	}
 	var names []string
 	for name := range world.Members.Nodes {
-		if name != f.node {
+		if name != f.self.Name {
 			names = append(names, name)
 		}
 	}
@@ -124,6 +128,20 @@ func (f *fleet) ListVMs(ctx context.Context, node string) (*providerpb.ListVMsRe
 
 // Asked reports whether another agent asks for this node's part of the list.
 func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
+
+// newNodeServer wires what commands of this node ask. They are shown what is known, however old.
+func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *status.Tracker, log *slog.Logger) *node.Server {
+	return node.NewServer(node.ServerConfig{Socket: socket, Log: log, Service: node.New(node.Config{
+		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links,
+		Power: func(ctx context.Context, vm *pmxcfs.VM) string {
+			st, err := tracker.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock()})
+			if err != nil {
+				return ""
+			}
+			return strings.ToLower(string(st.Power))
+		},
+	})})
+}
 
 // newGossip wires what this node tells the others and hears of them.
 func (a *Agent) newGossip(watcher *pmxcfs.Watcher, o options) *gossip.Gossip {

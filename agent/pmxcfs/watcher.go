@@ -111,6 +111,16 @@ func (w *Watcher) World() (*World, error) {
 	return nil, w.stale(world)
 }
 
+// Latest is the latest picture of the cluster, however old, with the error that World gives. It is nil before the first
+// good reading. It is for showing, with its age, and not for deciding.
+func (w *Watcher) Latest() (*World, error) {
+	world, err := w.World()
+	if err != nil {
+		world = w.world.Load()
+	}
+	return world, err
+}
+
 func (w *Watcher) stale(world *World) error {
 	e := &StaleError{Root: w.cfg.Tree.Root(), Age: "never", Err: errUnread}
 	if world != nil {
