@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -63,11 +64,11 @@ func dial(ctx context.Context, cfg *Config, node, addr string) (*conn, error) {
 	var err error
 	c.cc, err = grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(cfg.Credentials(node)), grpc.WithContextDialer(once),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}), grpc.WithIdleTimeout(0),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}), grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithUserAgent("pve-rigaud"),
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connectionWindow),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
-		// Probes do not reach a server that ends when the calls it has are done.
+		// For a server that takes no new calls, and so no probes.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 2 * time.Second}),
 	)
 	if err != nil {
@@ -109,6 +110,8 @@ func (c *conn) firstAnswer(ctx context.Context) error {
 	dialErr := c.dialErr
 	c.mu.Unlock()
 	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errStopped
 	case dialErr != nil:
 		return dialErr
 	case ctx.Err() != nil:
@@ -246,12 +249,16 @@ func (c *conn) silent() bool {
 	return rest <= 0
 }
 
-// probe makes sure that the other side lives.
+// probe makes sure that the other side lives. A server that lets its last calls
+// end takes no probes: gRPC's keepalive watches it then.
 func (c *conn) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	start := time.Now()
-	err := c.ask(ctx)
+	var err error
+	start, draining := time.Now(), c.cc.GetState() != connectivity.Ready
+	if !draining {
+		err = c.ask(ctx)
+	}
 	timedOut := ctx.Err() != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -260,11 +267,9 @@ func (c *conn) probe(ctx context.Context) error {
 		return c.dead
 	case timedOut && c.heard.Before(start):
 		return fmt.Errorf("silent for %v, and no answer to a probe", time.Since(c.heard).Round(time.Millisecond))
-	case err == nil:
+	case err == nil && !draining:
 		c.heard = time.Now()
 	}
-	// A server that lets its last calls end takes no probes. It lives: the
-	// connection would be closed else.
 	c.timer.Reset(probeAfter)
 	return nil
 }

@@ -102,7 +102,7 @@ func (r request) anywhere(ctx context.Context) (any, error) {
 			return resp, answer
 		}
 		if hop == maxHops {
-			return nil, status.Errorf(codes.Aborted, "%s, which sends this elsewhere as the one before did: it keeps moving, try again (%s)", node, status.Convert(answer).Message())
+			return nil, status.Errorf(codes.Aborted, "it keeps moving: node %s, the second to be asked, sends it elsewhere too (%s); try again", node, status.Convert(answer).Message())
 		}
 		node, err = r.next(ctx, node, hint)
 	}

@@ -53,14 +53,11 @@ type attempt struct {
 
 // acquire gives a connection on which a call has been begun.
 func (l *link) acquire(ctx context.Context) (*conn, error) {
-	addr, known := l.forwarder.cfg.Address(l.node)
-	if !known {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.lockedFail(ctx, errNoAddress)
-		return nil, errNoAddress
-	}
-	for range 3 { // a new connection may end before its first call
+	for range 3 { // the address may change meanwhile, and a new connection end before its first call
+		addr, known := l.forwarder.cfg.Address(l.node)
+		if !known {
+			return nil, l.noAddress(ctx)
+		}
 		a, c, err := l.begin(addr) //nolint:contextcheck // a connection outlives the call that it is made for
 		if c != nil || err != nil {
 			return c, err
@@ -75,6 +72,13 @@ func (l *link) acquire(ctx context.Context) (*conn, error) {
 		}
 	}
 	return nil, errUnstable
+}
+
+func (l *link) noAddress(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lockedFail(ctx, errNoAddress)
+	return errNoAddress
 }
 
 // begin begins a call on the connection there is, or gives the attempt to make

@@ -1,0 +1,432 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+)
+
+// ask makes a marked call to a node that owns "vm".
+func (a *agent) ask(t *testing.T, node string) error {
+	t.Helper()
+	var resp testpb.SimpleResponse
+	err := a.forward.Call(t.Context(), node, unaryCall, about("vm"), &resp)
+	if err == nil && resp.GetHostname() != node {
+		t.Errorf("%s answers for %s", resp.GetHostname(), node)
+	}
+	return err
+}
+
+// peerError is err as one.
+func peerError(t *testing.T, err error) *PeerError {
+	t.Helper()
+	down, ok := errors.AsType[*PeerError](err)
+	if !ok {
+		t.Fatalf("got %v", err)
+	}
+	return down
+}
+
+func TestCall(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.owns("pve2", "vm")
+		var resp testpb.SimpleResponse
+		pve1 := w.agents["pve1"]
+		if err := pve1.forward.Call(t.Context(), "pve2", unaryCall, about("vm"), &resp); err != nil {
+			t.Fatal(err)
+		}
+		if resp.GetHostname() != "pve2" || resp.GetServerId() != "pve1" || resp.GetUsername() != "local" {
+			t.Errorf("got %v", &resp)
+		}
+		// In the handler of a forwarded request it is for the same client.
+		w.owns("pve3", "other")
+		w.agents["pve2"].on(func(ctx context.Context, _ string) error {
+			return w.agents["pve2"].forward.Call(ctx, "pve3", unaryCall, about("other"), &resp)
+		})
+		if got := mustCall(t, w.client("manager", "pve1"), "vm"); got.By != "pve2" {
+			t.Errorf("got %v", got)
+		}
+		if resp.GetHostname() != "pve3" || resp.GetServerId() != "pve2" || resp.GetUsername() != "manager" {
+			t.Errorf("got %v", &resp)
+		}
+	}, "pve1", "pve2", "pve3")
+}
+
+func TestPeerError(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.owns("pve2", "vm")
+		w.agents["pve2"].server.Stop()
+		<-w.agents["pve2"].served
+		err := w.agents["pve1"].ask(t, "pve2")
+		down := peerError(t, err)
+		if down.Node != "pve2" || down.Sent || down.Since.IsZero() || !strings.Contains(down.Err.Error(), "refused") {
+			t.Errorf("got %+v", down)
+		}
+		want := "ask node pve2, which has not answered since " + down.Since.UTC().Format(time.RFC3339) + ": connect to "
+		if !strings.HasPrefix(err.Error(), want) || status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("got %v", err)
+		}
+		down.Since = time.Time{}
+		if got := down.Error(); !strings.HasPrefix(got, "ask node pve2: connect to ") {
+			t.Errorf("got %s", got)
+		}
+	}, "pve1", "pve2")
+}
+
+// How often a dead node is dialled, and since when it is called dead.
+func TestBackOff(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		pve1, addr := w.agents["pve1"], "pve2:9443"
+		start := time.Now()
+		m.fail(addr, refused)
+		first := peerError(t, pve1.ask(t, "pve2"))
+		if !first.Since.Equal(start) {
+			t.Errorf("since %v, want %v", first.Since, start)
+		}
+		// Nobody dials for 100, 200, 400, 800, 1000, 1000 ms.
+		dials := int32(1)
+		for _, pause := range []time.Duration{100, 200, 400, 800, 1000, 1000} {
+			time.Sleep(pause*time.Millisecond - time.Nanosecond)
+			err := peerError(t, pve1.ask(t, "pve2"))
+			if pve1.dials.Load() != dials || err.Err.Error() != first.Err.Error() || !err.Since.Equal(start) {
+				t.Errorf("after %v: %d dials, %v", time.Since(start), pve1.dials.Load(), err)
+			}
+			time.Sleep(time.Nanosecond)
+			_ = peerError(t, pve1.ask(t, "pve2"))
+			if dials++; pve1.dials.Load() != dials {
+				t.Errorf("after %v: %d dials, want %d", time.Since(start), pve1.dials.Load(), dials)
+			}
+		}
+		// Nobody dials for nobody.
+		time.Sleep(time.Hour)
+		if pve1.dials.Load() != dials {
+			t.Error("dialled without a call")
+		}
+		m.fail(addr, none)
+		if err := pve1.ask(t, "pve2"); err != nil {
+			t.Error(err)
+		}
+		if l := pve1.forward.Links()[0]; !l.Since.IsZero() || l.LastError != "" {
+			t.Errorf("got %+v", l)
+		}
+		// It all starts anew.
+		m.cut(addr)
+		m.fail(addr, refused)
+		synctest.Wait()
+		if down := peerError(t, pve1.ask(t, "pve2")); !down.Since.Equal(time.Now()) {
+			t.Errorf("since %v", down.Since)
+		}
+		time.Sleep(firstRetry)
+		m.fail(addr, none)
+		if err := pve1.ask(t, "pve2"); err != nil {
+			t.Error(err)
+		}
+	}, "pve1", "pve2")
+}
+
+// Calls that come while somebody connects wait for that.
+func TestConnectingIsShared(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.owns("pve2", "vm")
+		var wg sync.WaitGroup
+		for range 30 {
+			wg.Go(func() {
+				if err := w.agents["pve1"].ask(t, "pve2"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := w.agents["pve1"].dials.Load(); n != 1 {
+			t.Errorf("%d dials", n)
+		}
+		if l := w.agents["pve1"].forward.Links()[0]; l.Forwarded != 30 || l.InFlight != 0 {
+			t.Errorf("got %+v", l)
+		}
+	}, "pve1", "pve2")
+}
+
+// A caller that goes away while it waits for a connection takes it from nobody.
+func TestConnectingOutlivesItsCaller(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, _ *memory) {
+		w.owns("pve2", "vm")
+		w.agents["pve2"].slowChecks(connectTimeout / 2)
+		ctx, cancel := context.WithTimeout(t.Context(), connectTimeout/4)
+		defer cancel()
+		if err := w.agents["pve1"].forward.Call(ctx, "pve2", unaryCall, about("vm"), &testpb.SimpleResponse{}); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+		if err := w.agents["pve1"].ask(t, "pve2"); err != nil {
+			t.Error(err)
+		}
+		if n := w.agents["pve1"].dials.Load(); n != 1 {
+			t.Errorf("%d dials", n)
+		}
+	}, "pve1", "pve2")
+}
+
+// A new address is used at once; calls on the old connection may end.
+func TestAddressChanges(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		w.owns("pve2", "slow")
+		pve1, pve2 := w.agents["pve1"], w.agents["pve2"]
+		pve2.on(func(_ context.Context, vm string) error {
+			if vm == "slow" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		})
+		slow := make(chan error)
+		go func() {
+			slow <- pve1.forward.Call(t.Context(), "pve2", unaryCall, about("slow"), &testpb.SimpleResponse{})
+		}()
+		synctest.Wait()
+		m.mu.Lock()
+		m.listeners["new:9443"] = m.listeners["pve2:9443"]
+		m.mu.Unlock()
+		m.fail("pve2:9443", refused)
+		pve1.moveAddress("pve2", "new:9443")
+		for range 3 {
+			if err := pve1.ask(t, "pve2"); err != nil {
+				t.Error(err)
+			}
+		}
+		if l := pve1.forward.Links()[0]; l.Addr != "new:9443" || pve1.dials.Load() != 2 {
+			t.Errorf("got %+v, %d dials", l, pve1.dials.Load())
+		}
+		if err := <-slow; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if open := m.open("pve2:9443"); open != 0 {
+			t.Errorf("%d connections to the old address", open)
+		}
+
+		// Back-off is an address's, not a node's, and so is an attempt under way.
+		pve1.moveAddress("pve2", "nobody:9443")
+		_ = peerError(t, pve1.ask(t, "pve2"))
+		pve1.moveAddress("pve2", "new:9443")
+		if err := pve1.ask(t, "pve2"); err != nil {
+			t.Error(err)
+		}
+		m.fail("dark:9443", blackout)
+		pve1.moveAddress("pve2", "dark:9443")
+		go func() { slow <- pve1.ask(t, "pve2") }()
+		synctest.Wait()
+		pve1.moveAddress("pve2", "new:9443")
+		start := time.Now()
+		if err := pve1.ask(t, "pve2"); err != nil || time.Since(start) != 0 {
+			t.Errorf("got %v after %v", err, time.Since(start))
+		}
+		_ = peerError(t, <-slow)
+		if l := pve1.forward.Links()[0]; !l.Since.IsZero() {
+			t.Errorf("an old address makes the node fail: %+v", l)
+		}
+		// What an old attempt comes to in the end is not used.
+		pve2.slowChecks(connectTimeout / 2)
+		m.mu.Lock()
+		m.listeners["newer:9443"] = m.listeners["pve2:9443"]
+		m.mu.Unlock()
+		pve1.moveAddress("pve2", "newer:9443")
+		go func() { slow <- pve1.ask(t, "pve2") }()
+		synctest.Wait()
+		pve1.moveAddress("pve2", "new:9443")
+		if err := pve1.ask(t, "pve2"); err != nil {
+			t.Error(err)
+		}
+		if err := <-slow; err != nil { // it has taken the address that counts now
+			t.Error(err)
+		}
+		synctest.Wait()
+		if open := m.open("newer:9443"); open != 0 {
+			t.Errorf("%d connections to an address that was given up", open)
+		}
+	}, "pve1", "pve2")
+}
+
+// open is how many connections to an address are.
+func (m *memory) open(addr string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, c := range m.conns[addr] {
+		select {
+		case <-c.closed:
+		default:
+			n++
+		}
+	}
+	return n
+}
+
+// A connection that nobody needs is closed, one that is needed is not.
+func TestIdleConnection(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		pve1 := w.agents["pve1"]
+		for range 5 {
+			if err := pve1.ask(t, "pve2"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(idleTime - time.Second)
+		}
+		if n := pve1.dials.Load(); n != 1 {
+			t.Errorf("%d dials", n)
+		}
+		w.agents["pve2"].on(func(context.Context, string) error {
+			time.Sleep(3 * idleTime)
+			return nil
+		})
+		if err := pve1.ask(t, "pve2"); err != nil || pve1.dials.Load() != 1 {
+			t.Errorf("got %v, %d dials", err, pve1.dials.Load())
+		}
+		time.Sleep(2 * idleTime)
+		if open := m.open("pve2:9443"); open != 0 {
+			t.Errorf("%d connections", open)
+		}
+		w.agents["pve2"].on(nil)
+		if err := pve1.ask(t, "pve2"); err != nil || pve1.dials.Load() != 2 {
+			t.Errorf("got %v, %d dials", err, pve1.dials.Load())
+		}
+	}, "pve1", "pve2")
+}
+
+// At its end Run fails what is under way and leaves nothing behind.
+func TestRunEnds(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		pve1 := w.agents["pve1"]
+		w.agents["pve2"].on(hang)
+		m.fail("pve3:9443", blackout)
+		waiting, connecting := make(chan error), make(chan error)
+		go func() { waiting <- pve1.ask(t, "pve2") }()
+		go func() { connecting <- pve1.ask(t, "pve3") }()
+		synctest.Wait()
+		start := time.Now()
+		pve1.stop()
+		if down := peerError(t, <-waiting); !down.Sent || !errors.Is(down, errStopped) {
+			t.Errorf("got %+v", down)
+		}
+		_ = peerError(t, <-connecting)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		if open := m.open("pve2:9443") + m.open("pve3:9443"); open != 0 {
+			t.Errorf("%d connections", open)
+		}
+		if down := peerError(t, pve1.ask(t, "pve2")); down.Sent || !errors.Is(down, errStopped) {
+			t.Errorf("got %+v", down)
+		}
+		// That is not the nodes' fault.
+		for _, l := range pve1.forward.Links() {
+			if !l.Since.IsZero() {
+				t.Errorf("got %+v", l)
+			}
+		}
+	}, "pve1", "pve2", "pve3")
+}
+
+func TestBeforeRun(t *testing.T) {
+	f := New(Config{
+		Node: "pve1", Address: func(string) (string, bool) { return "192.0.2.1:1", true },
+		Client: func(context.Context) string { return "" },
+	})
+	err := f.Call(t.Context(), "pve2", unaryCall, about("vm"), &testpb.SimpleResponse{})
+	if down := peerError(t, err); !errors.Is(down, errStopped) || down.Sent {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-f.Ready():
+		t.Error("ready before Run")
+	default:
+	}
+	if f.String() != "forwarding" {
+		t.Errorf("it is called %s", f)
+	}
+}
+
+// Links are sorted and say what was.
+func TestLinks(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		pve1 := w.agents["pve1"]
+		m.fail("pve3:9443", refused)
+		pve1.moveAddress("pve4", "")
+		for _, node := range []string{"pve4", "pve3", "pve3", "pve2"} {
+			_ = pve1.ask(t, node)
+		}
+		now := time.Now()
+		want := []Link{
+			{Node: "pve2", Addr: "pve2:9443", Forwarded: 1},
+			{Node: "pve3", Addr: "pve3:9443", Failed: 2, Since: now, LastError: "connect to pve3:9443: connection refused"},
+			{Node: "pve4", Failed: 1, Since: now, LastError: "the address of its agent is not known"},
+		}
+		got := pve1.forward.Links()
+		if len(got) != len(want) {
+			t.Fatalf("got %+v", got)
+		}
+		for i := range want {
+			if got[i] != want[i] {
+				t.Errorf("got %+v, want %+v", got[i], want[i])
+			}
+		}
+		// An address that becomes known is tried at once.
+		w.owns("pve2", "vm")
+		pve1.moveAddress("pve4", "pve2:9443")
+		_ = pve1.forward.Call(t.Context(), "pve4", unaryCall, about("vm"), &testpb.SimpleResponse{})
+		if l := pve1.forward.Links()[2]; !l.Since.IsZero() || l.Forwarded != 1 {
+			t.Errorf("got %+v", l)
+		}
+	}, "pve1", "pve2", "pve3")
+}
+
+// Who answers at a node's address must be that node's agent.
+func TestOtherNodeAtTheAddress(t *testing.T) {
+	w := newWorld(t, newLoopback(t), "pve1", "pve2", "pve3")
+	w.owns("pve2", "vm")
+	w.agents["pve1"].moveAddress("pve2", w.wires.addr("pve3"))
+	down := peerError(t, w.agents["pve1"].ask(t, "pve2"))
+	if down.Sent || !strings.Contains(down.Err.Error(), "pve3 is not pve2") {
+		t.Errorf("got %+v", down)
+	}
+}
+
+// What goes wrong before an agent has answered, over real sockets.
+func TestNotAnAgent(t *testing.T) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	defer func() {
+		_ = l.Close()
+		<-served
+	}()
+	w := newWorld(t, newLoopback(t), "pve1", "pve2")
+	w.agents["pve1"].moveAddress("pve2", l.Addr().String())
+	if down := peerError(t, w.agents["pve1"].ask(t, "pve2")); down.Sent || down.Since.IsZero() {
+		t.Errorf("got %+v", down)
+	}
+}
