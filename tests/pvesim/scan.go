@@ -22,7 +22,7 @@ func (t *tree) watch(ctx context.Context, every time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := t.scan(); err != nil && ctx.Err() == nil {
+			if err := t.tick(); err != nil && ctx.Err() == nil {
 				t.warn(err)
 			}
 		}
@@ -39,17 +39,40 @@ type scanned struct {
 // did not change: a file can be written in place.
 const everyScan = 5
 
+// idleScans is how often the tree is looked over where FUSE says that nothing
+// came through it: there is another way in, behind it.
+const idleScans = 50
+
+// tick is scan, if there is a reason.
+func (t *tree) tick() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.scans++
+	foreign := t.foreign.Load()
+	news := foreign != t.scanned
+	if !t.linked && !news && t.scans%idleScans != 0 {
+		return nil
+	}
+	t.scanned = foreign
+	return t.lockedScan(news || t.scans%everyScan == 0)
+}
+
 // scan registers foreign writes: configs that came, went or changed, and
 // tracked files.
 func (t *tree) scan() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.scans++
+	return t.lockedScan(true)
+}
+
+// lockedScan is scan; unless it is full, it trusts a directory that did not
+// change.
+func (t *tree) lockedScan(full bool) error {
 	changed := t.lockedScanFiles()
 	found := map[int]string{}
 	for _, node := range t.nodes {
 		for kind, sub := range map[string]string{"qemu": "qemu-server", "lxc": "lxc"} {
-			if t.lockedScanNode(node, kind, sub, found) {
+			if t.lockedScanNode(node, kind, sub, full, found) {
 				changed = true
 			}
 		}
@@ -68,13 +91,13 @@ func (t *tree) scan() error {
 }
 
 // lockedScanNode adds a node's guests of one kind to found.
-func (t *tree) lockedScanNode(node, kind, sub string, found map[int]string) (changed bool) {
+func (t *tree) lockedScanNode(node, kind, sub string, full bool, found map[int]string) (changed bool) {
 	dir := filepath.Join(t.root, "nodes", node, sub)
 	now, err := statStamp(dir)
 	if err != nil {
 		return false
 	}
-	if was, ok := t.dirs[dir]; ok && was.stamp == now && t.scans%everyScan != 0 {
+	if was, ok := t.dirs[dir]; ok && was.stamp == now && !full {
 		for _, id := range was.ids {
 			found[id] = node
 		}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,6 +27,8 @@ type tree struct {
 	later  func(time.Duration, func())
 	warn   func(error)
 
+	foreign atomic.Int64 // changes through FUSE
+
 	mu sync.Mutex // guards all below, and orders the writes
 
 	shown          // as it is
@@ -37,6 +40,7 @@ type tree struct {
 	tmpCount int
 	dirs     map[string]scanned // what the last scan found in each directory
 	scans    int
+	scanned  int64 // foreign, as of the last scan
 }
 
 type guest struct {

@@ -103,7 +103,7 @@ func (c *Cluster) mountAs(ctx context.Context, n *Node) (mount, error) {
 		}
 		return pmxfuse.Mount(ctx, pmxfuse.Config{
 			Source: c.tree.root, View: n.own, MountPoint: n.PMXCFS, ReadDelay: c.cfg.ReadDelay,
-			Go: c.cfg.Go, NoCache: c.cfg.Go != nil,
+			Changes: &c.tree.foreign, Go: c.cfg.Go, NoCache: c.cfg.Go != nil,
 		})
 	}
 	if err := c.linkView(n); err != nil {

@@ -123,6 +123,7 @@ func (n *node) Setattr(ctx context.Context, h fusefs.FileHandle, in *fuse.SetAtt
 	if errno := n.writable(); errno != fusefs.OK {
 		return errno
 	}
+	defer n.fs.changed()
 	if errno := n.refuseOwnerAndMode(in); errno != fusefs.OK {
 		return errno
 	}
@@ -174,6 +175,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint3
 		if errno := n.writable(); errno != fusefs.OK {
 			return nil, 0, errno
 		}
+		defer n.fs.changed()
 	}
 	if err := n.fs.pause(ctx); err != nil {
 		return nil, 0, fusefs.ToErrno(err)
@@ -190,6 +192,7 @@ func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fu
 	if errno := n.writable(); errno != fusefs.OK {
 		return nil, nil, 0, errno
 	}
+	defer n.fs.changed()
 	mode := uint32(0o640)
 	if private(n.child(name)) {
 		mode = 0o600
@@ -223,6 +226,7 @@ func (f file) Write(ctx context.Context, data []byte, off int64) (uint32, syscal
 	if f.fs.frozen.Load() {
 		return 0, syscall.EACCES
 	}
+	defer f.fs.changed()
 	return f.LoopbackFile.Write(ctx, data, off)
 }
 
@@ -234,6 +238,7 @@ func (n *node) Mkdir(ctx context.Context, name string, _ uint32, out *fuse.Entry
 	if errno := n.writable(); errno != fusefs.OK {
 		return nil, errno
 	}
+	defer n.fs.changed()
 	if err := os.Mkdir(n.fs.real(n.child(name)), 0o755); err != nil {
 		return nil, fusefs.ToErrno(err)
 	}
@@ -245,6 +250,7 @@ func (n *node) Rmdir(_ context.Context, name string) syscall.Errno {
 	if errno := n.writable(); errno != fusefs.OK {
 		return errno
 	}
+	defer n.fs.changed()
 	return fusefs.ToErrno(unix.Rmdir(n.fs.real(n.child(name))))
 }
 
@@ -253,6 +259,7 @@ func (n *node) Unlink(_ context.Context, name string) syscall.Errno {
 	if errno := n.writable(); errno != fusefs.OK {
 		return errno
 	}
+	defer n.fs.changed()
 	return fusefs.ToErrno(unix.Unlink(n.fs.real(n.child(name))))
 }
 
@@ -265,6 +272,7 @@ func (n *node) Rename(_ context.Context, name string, newParent fusefs.InodeEmbe
 	if errno := n.writable(); errno != fusefs.OK {
 		return errno
 	}
+	defer n.fs.changed()
 	return fusefs.ToErrno(os.Rename(n.fs.real(n.child(name)), n.fs.real(to.child(newName))))
 }
 

@@ -34,6 +34,8 @@ type Config struct {
 	// ReadDelay is spent on each open of a file and each listing of a
 	// directory: about 300 µs on a real node. It can be changed later.
 	ReadDelay time.Duration
+	// Changes, if set, counts what was changed through the view, or tried to.
+	Changes *atomic.Int64
 	// NoCache lets the kernel remember neither names nor attributes. It
 	// counts real time: where time is virtual, its second may last for ever.
 	NoCache bool
@@ -203,6 +205,13 @@ func (f *FS) mount() error {
 		return errors.Join(err, f.detach())
 	}
 	return nil
+}
+
+// changed counts a change that was made.
+func (f *FS) changed() {
+	if f.cfg.Changes != nil {
+		f.cfg.Changes.Add(1)
+	}
 }
 
 // SetReadDelay changes the delay of opens and listings.
