@@ -78,7 +78,7 @@ var rooms = map[string]room{
 	"tests":                {},
 	"tests/bench":          {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
 	"tests/demo":           {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
-	"tests/e2e":            {tests: "agent agent/config agent/ops agent/providerpb agent/record qmp/qga"},
+	"tests/e2e":            {tests: "agent agent/config agent/nodepb agent/ops agent/providerpb agent/record qmp/qga"},
 	"tests/payloads":       {},
 	"tests/rig":            {imports: "agent agent/config agent/providerpb tests/pvesim"},
 	"tests/guestimage":     {},

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -49,18 +50,14 @@ func IsAbsent(err error) bool { return errors.Is(err, errAbsent) }
 // Describe returns what is known of a VM of this node. IsAbsent holds for its error only if the VM certainly does
 // not exist.
 func (g *Guests) Describe(ctx context.Context, id record.ID) (*Description, error) {
-	vm, err := g.findHere(ctx, id)
+	vm, st, err := g.observe(ctx, id)
 	switch {
-	case errors.Is(err, errBeingMade):
+	case errors.Is(err, errBeingMade) && !fault.Is(err, fault.Moved):
 		return creating, nil
 	case err != nil:
 		if IsAbsent(err) {
 			g.dropView(id.VMID)
 		}
-		return nil, err
-	}
-	st, err := g.state(ctx, vm)
-	if err != nil {
 		return nil, err
 	}
 	v := g.viewOf(vm.ID)
@@ -71,6 +68,24 @@ func (g *Guests) Describe(ctx context.Context, id record.ID) (*Description, erro
 	s := &seen{conf: vm.Conf, generation: st.Generation, desc: g.describe(vm, st)}
 	v.latest.Store(s)
 	return s.desc, nil
+}
+
+// observe finds a VM of this node and its state. That it runs here proves that it is here; of one that does not, the
+// config is looked at anew, because at the end of a migration both go at once.
+func (g *Guests) observe(ctx context.Context, id record.ID) (*pmxcfs.VM, status.State, error) {
+	vm, err := g.find(ctx, id)
+	if err == nil {
+		err = g.here(id, vm)
+	}
+	if err != nil {
+		return nil, status.State{}, err
+	}
+	st, err := g.state(ctx, vm)
+	if err != nil || st.Running {
+		return vm, st, err
+	}
+	vm, err = g.findHere(ctx, id)
+	return vm, st, err
 }
 
 func (g *Guests) viewOf(vmid int) *view {

@@ -117,7 +117,12 @@ var errBeingMade = errors.New("is being created")
 // find returns the VM that id means. It fails with errAbsent (NotFound) only when the VM certainly does not exist;
 // with Precondition for a container, for another VM that has the number now, and when the world cannot be read.
 func (g *Guests) find(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
-	vm, err := g.cfg.Watcher.Locate(ctx, id.VMID)
+	return g.findBy(ctx, id, g.cfg.Watcher.Locate)
+}
+
+// findBy is find with one of the Watcher's ways to locate a guest.
+func (g *Guests) findBy(ctx context.Context, id record.ID, locate func(context.Context, int) (*pmxcfs.VM, error)) (*pmxcfs.VM, error) {
+	vm, err := locate(ctx, id.VMID)
 	if errors.Is(err, pmxcfs.ErrNotFound) {
 		return nil, g.judgeAbsence(ctx, id)
 	}
@@ -134,16 +139,21 @@ func (g *Guests) find(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
 	return vm, nil
 }
 
-// findHere is find for what only the node that owns the VM can do; its error names that node.
+// findHere is find for what only the node that owns the VM can do; its error names that node. It looks anew: the VM may
+// have moved a moment ago.
 func (g *Guests) findHere(ctx context.Context, id record.ID) (*pmxcfs.VM, error) {
-	vm, err := g.find(ctx, id)
+	vm, err := g.findBy(ctx, id, g.cfg.Watcher.LocateNow)
 	if err != nil {
 		return nil, err
 	}
+	return vm, g.here(id, vm)
+}
+
+func (g *Guests) here(id record.ID, vm *pmxcfs.VM) error {
 	if vm.Node != g.cfg.Node {
-		return nil, fault.MovedTo(vm.Node, "VM %s is on node %s, this agent is on %s: ask the agent there", id, vm.Node, g.cfg.Node)
+		return fault.MovedTo(vm.Node, "VM %s is on node %s, this agent is on %s: ask the agent there", id, vm.Node, g.cfg.Node)
 	}
-	return vm, nil
+	return nil
 }
 
 func (g *Guests) judgeAbsence(ctx context.Context, id record.ID) error {

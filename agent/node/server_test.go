@@ -309,6 +309,11 @@ func TestStopLetsCallsEnd(t *testing.T) {
 			s.cancel()
 			if patient {
 				gone(t, socket) // nobody new, but who is in may finish
+				select {
+				case err := <-called:
+					t.Fatalf("the call under way was ended: %v", err)
+				case <-time.After(100 * time.Millisecond): // it is left alone
+				}
 				close(service.release)
 			}
 			if err := <-called; (err == nil) != patient {

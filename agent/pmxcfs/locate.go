@@ -27,26 +27,38 @@ var moving = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond}
 //
 // ErrNotFound says that it was not found, never that it does not exist: ask Absent.
 func (w *Watcher) Locate(ctx context.Context, vmid int) (*VM, error) {
-	world := w.world.Load()
-	if world == nil {
-		return w.search(ctx, vmid, nil)
-	}
-	vm := world.VMs[vmid]
-	if vm != nil && w.proven(vm) {
-		return vm, nil
-	}
-	return w.search(ctx, vmid, vm)
+	return w.locate(ctx, vmid, w.now()-int64(proofLife)+1)
 }
 
-func (w *Watcher) proven(vm *VM) bool {
-	at := vm.provenAt.Load()
-	return at != 0 && w.now()-at < int64(proofLife)
+// LocateNow is Locate with a proof that is made after the call, for whoever is about to change a guest, or to say of one
+// that it does not run: it may have moved a moment ago.
+func (w *Watcher) LocateNow(ctx context.Context, vmid int) (*VM, error) {
+	return w.locate(ctx, vmid, w.now())
+}
+
+// locate finds a guest with a proof from since or later.
+func (w *Watcher) locate(ctx context.Context, vmid int, since int64) (*VM, error) {
+	world := w.world.Load()
+	if world == nil {
+		return w.search(ctx, vmid, nil, since)
+	}
+	vm := world.VMs[vmid]
+	if vm != nil && vm.proven(since) {
+		return vm, nil
+	}
+	return w.search(ctx, vmid, vm, since)
+}
+
+// proven reports whether the config file was opened since then, on the Watcher's clock, which is never 0 or less.
+func (v *VM) proven(since int64) bool {
+	at := v.provenAt.Load()
+	return at != 0 && at >= since
 }
 
 // search proves vm, the hint, or finds where the guest is now.
-func (w *Watcher) search(ctx context.Context, vmid int, vm *VM) (*VM, error) {
+func (w *Watcher) search(ctx context.Context, vmid int, vm *VM, since int64) (*VM, error) {
 	known := vm != nil
-	err := w.prove(ctx, vmid, vm)
+	err := w.prove(ctx, vmid, vm, since)
 	for _, pause := range moving {
 		if err == nil || !missing(err) {
 			break
@@ -60,7 +72,7 @@ func (w *Watcher) search(ctx context.Context, vmid int, vm *VM) (*VM, error) {
 		}
 		vm, err = world.VMs[vmid], world.Unread[vmid]
 		if vm != nil || err == nil {
-			err = w.prove(ctx, vmid, vm)
+			err = w.prove(ctx, vmid, vm, since)
 		}
 	}
 	switch {
@@ -82,26 +94,26 @@ func (w *Watcher) look(ctx context.Context, pause time.Duration) error {
 }
 
 // prove opens the config of vm where it is supposed to be.
-func (w *Watcher) prove(ctx context.Context, vmid int, vm *VM) error {
+func (w *Watcher) prove(ctx context.Context, vmid int, vm *VM, since int64) error {
 	if vm == nil {
 		return &os.PathError{Op: "find", Path: w.cfg.Tree.path(".vmlist") + " entry", Err: os.ErrNotExist}
 	}
-	if w.proven(vm) {
-		return nil
-	}
 	path := w.cfg.Tree.path(confName(vm.Type, vm.Node, vmid))
-	_, err := fetch(ctx, &w.reads, path+" (open)", true, func() (struct{}, error) {
-		if w.proven(vm) {
-			return struct{}{}, nil // by a call that was a little faster
+	for !vm.proven(since) {
+		// It may join a look that began too early; then the next one is ours.
+		_, err := fetch(ctx, &w.reads, path+" (open)", true, func() (struct{}, error) {
+			at := w.now()
+			err := w.cfg.Tree.prove(vm.Type, vm.Node, vmid)
+			if err == nil {
+				vm.provenAt.Store(at)
+			}
+			return struct{}{}, err
+		})
+		if err != nil {
+			return err
 		}
-		at := w.now()
-		err := w.cfg.Tree.prove(vm.Type, vm.Node, vmid)
-		if err == nil {
-			vm.provenAt.Store(at)
-		}
-		return struct{}{}, err
-	})
-	return err
+	}
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // Config configures a Router.
@@ -49,6 +50,12 @@ func (r *Router) Route(ctx context.Context, method string, req any) (string, err
 		return r.proxy(method, req, err)
 	}
 	node, err := find(ctx, r, req)
+	if _, sent := forward.Forwarded(ctx); sent && err == nil && node != r.cfg.Node {
+		// Another agent takes this node for the right one, and may have seen a move that this one has not.
+		if err = r.Refresh(ctx); err == nil {
+			node, err = find(ctx, r, req)
+		}
+	}
 	if err != nil {
 		return "", r.cfg.Status(err)
 	}

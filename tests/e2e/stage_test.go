@@ -92,17 +92,22 @@ func raise(t *testing.T, settings ...setting) *stage {
 
 func (s *stage) startAgent(settings ...setting) {
 	s.Helper()
+	s.agent = s.startAgentOn("pve1", settings...)
+}
+
+func (s *stage) startAgentOn(node string, settings ...setting) *rig.Agent {
+	s.Helper()
 	flags := []string{"--watch=100ms"}
 	var options []agent.Option
 	for _, x := range settings {
 		flags = append(flags, x.flags...)
 		options = append(options, x.options...)
 	}
-	a, err := s.rig.StartAgent(s.ctx, "pve1", flags, options...)
+	a, err := s.rig.StartAgent(s.ctx, node, flags, options...)
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.agent = a
+	return a
 }
 
 // stop stops the agent as SIGTERM does.

@@ -5,13 +5,17 @@ package rig
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/pve-rigaud/pve-rigaud/agent"
@@ -66,12 +70,13 @@ func (r *Rig) Close() error {
 	agents := r.agents
 	r.agents = nil
 	r.mu.Unlock()
-	var errs []error
-	for _, a := range agents {
-		errs = append(errs, a.Stop())
+	errs := make([]error, len(agents))
+	var stops sync.WaitGroup
+	for i, a := range agents {
+		stops.Go(func() { errs[i] = a.Stop() })
 	}
-	errs = append(errs, r.Sim.Close(), os.RemoveAll(r.Dir))
-	return errors.Join(errs...)
+	stops.Wait()
+	return errors.Join(append(errs, r.Sim.Close(), os.RemoveAll(r.Dir))...)
 }
 
 // Agent is a running agent with a client connected to it.
@@ -117,7 +122,11 @@ func (r *Rig) StartAgent(ctx context.Context, node string, flags []string, optio
 		cancel()
 		return nil, errors.Join(ctx.Err(), <-ended)
 	}
-	conn, err := grpc.NewClient(a.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds, err := r.credentials(cfg)
+	var conn *grpc.ClientConn
+	if err == nil {
+		conn, err = grpc.NewClient(a.GRPCAddr(), grpc.WithTransportCredentials(creds))
+	}
 	if err != nil {
 		cancel()
 		return nil, errors.Join(err, <-ended)
@@ -134,6 +143,27 @@ func (r *Rig) StartAgent(ctx context.Context, node string, flags []string, optio
 	r.agents = append(r.agents, running)
 	r.mu.Unlock()
 	return running, nil
+}
+
+// credentials are those of a client of the agents: with TLS, the one that pvesim makes a certificate for.
+func (r *Rig) credentials(cfg config.Config) (credentials.TransportCredentials, error) {
+	if cfg.Listen.Plaintext {
+		return insecure.NewCredentials(), nil
+	}
+	dir := filepath.Join(r.Dir, "tls")
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "client.crt"), filepath.Join(dir, "client.key"))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("no certificate in %s", dir)
+	}
+	return credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots, MinVersion: tls.VersionTLS13}), nil
 }
 
 // Stop stops the agent as SIGTERM does, and returns the error it ended with.
