@@ -59,9 +59,12 @@ func (c *Cluster) announce() {
 	c.broadcast(report, now)
 }
 
-// refreshFacts looks at our own facts.
+// refreshFacts looks at our own facts. Who comes while somebody looks does with
+// those of before.
 func (c *Cluster) refreshFacts() {
-	c.asking.Lock()
+	if !c.asking.TryLock() {
+		return
+	}
 	defer c.asking.Unlock()
 	c.mu.Lock()
 	fresh := time.Since(c.own.factsAt) < factsInterval

@@ -33,6 +33,7 @@ type agent struct {
 	addr netip.AddrPort
 	stop func() // its process; returns when it has ended
 
+	spoil  func(*Cluster) // before it runs; may be nil
 	digest atomic.Pointer[view.Digest]
 	facts  atomic.Pointer[view.Facts]
 	keys   atomic.Pointer[[][]byte]
@@ -113,11 +114,11 @@ func (l *lab) config(n int) (Config, *agent) {
 }
 
 // run starts a node, after a change of its configuration.
-func (l *lab) run(n int, change ...func(*Config)) *agent {
+func (l *lab) run(n int, change ...func(*Config, *agent)) *agent {
 	l.Helper()
 	cfg, a := l.config(n)
 	for _, f := range change {
-		f(&cfg)
+		f(&cfg, a)
 	}
 	if cfg.Transport == nil {
 		cfg.Transport = l.net.Transport(a.addr)
@@ -133,15 +134,21 @@ func (l *lab) start(cfg Config, a *agent) {
 		l.Fatal(err)
 	}
 	a.Cluster = c
+	if a.spoil != nil {
+		a.spoil(c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- c.Run(ctx) }()
-	a.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := c.Run(ctx); err != nil {
 			l.Errorf("%s: %v", a.name, err)
 		}
-	})
+	}()
+	a.stop = func() {
+		cancel()
+		<-ended
+	}
 	l.Cleanup(a.stop)
 	<-c.Ready()
 }
@@ -203,4 +210,21 @@ func know(observers []*agent, name string, cond func(view.Node) bool) bool {
 		}
 	}
 	return true
+}
+
+// set changes the digest of a node.
+func (a *agent) set(change func(*view.Digest)) {
+	d := *a.digest.Load()
+	change(&d)
+	a.digest.Store(&d)
+}
+
+// peer is a node as a sees it.
+func (a *agent) peer(t testing.TB, name string) Peer {
+	t.Helper()
+	p, known := a.Peer(name)
+	if !known {
+		t.Fatalf("%s does not know %s", a.name, name)
+	}
+	return p
 }
