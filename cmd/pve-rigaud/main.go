@@ -1,4 +1,5 @@
-// Command pve-rigaud is the agent that makes a Proxmox VE node serve VirtRigaud's provider.v1.Provider.
+// Command pve-rigaud is the agent that makes a Proxmox VE node serve VirtRigaud's provider.v1.Provider, and the commands
+// that ask it.
 package main
 
 import (
@@ -20,7 +21,7 @@ import (
 // Exit codes, as sysexits.h has them where it has them.
 const (
 	exitOK     = 0
-	exitFailed = 1  // the agent ended because something broke; systemd starts it again
+	exitFailed = 1  // the agent ended because something broke, and systemd starts it again; or it cannot be asked
 	exitUsage  = 64 // a wrong command line
 	exitConfig = 78 // a wrong configuration: starting again would not help
 )
@@ -29,8 +30,14 @@ const usage = `pve-rigaud makes a Proxmox VE node serve VirtRigaud's provider.v1
 
 Usage:
   pve-rigaud agent [flags]   run this node's agent (pve-rigaud agent --help lists the flags)
+  pve-rigaud members         list the nodes: who is in, and how old each one's capacity is
+  pve-rigaud vms             list the guests of the cluster, where they are, and who made them
   pve-rigaud version         print the version
   pve-rigaud help            print this
+
+members and vms ask the agent of this node and take --json and --socket PATH; vms takes --node NODE too.
+Exit codes: 0 fine, 1 failed (for members and vms: the agent cannot be reached, or does not know), 64 wrong command
+line, 78 wrong configuration.
 `
 
 func main() {
@@ -54,6 +61,9 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), st
 	case "help", "--help", "-h":
 		say(stdout, usage)
 		return exitOK
+	}
+	if q, ok := questions()[command]; ok {
+		return q.run(ctx, args, stdout, stderr)
 	}
 	say(stderr, fmt.Sprintf("pve-rigaud: no such command %q\n\n%s", command, usage))
 	return exitUsage
@@ -80,7 +90,7 @@ func runAgent(ctx context.Context, args []string, env func(string) (string, bool
 		return exitOK
 	}
 	log := newLog(cfg.Log, stderr)
-	a, err := agent.New(ctx, cfg, log)
+	a, err := agent.New(ctx, cfg, log, agent.WithVersion(versionText()))
 	if err == nil {
 		err = a.Run(ctx)
 	}
