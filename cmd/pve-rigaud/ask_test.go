@@ -174,7 +174,7 @@ func TestGolden(t *testing.T) {
 		{"members-no-quorum", "members", fakeAgent{members: &nodepb.MembersResponse{View: noQuorum(), Members: manyMembers()[:1]}}},
 		{"members-no-pve", "members", fakeAgent{members: &nodepb.MembersResponse{
 			View:    &nodepb.View{Node: "pve1", Version: "1.2.0", Stale: "/etc/pve: never read: transport endpoint is not connected"},
-			Members: []*nodepb.Member{{Name: "pve1", Self: true}, {Name: "pve2", Agent: up("192.0.2.2:9443")}},
+			Members: []*nodepb.Member{{Name: "pve1", Self: true}, {Name: "pve2", Agent: up("192.0.2.2:9443"), Link: &nodepb.Link{Up: true}}},
 		}}},
 		{"vms", "vms", fakeAgent{vms: &nodepb.VMsResponse{View: fine(), Vms: manyVMs()}}},
 		{"vms-no-quorum", "vms", fakeAgent{vms: &nodepb.VMsResponse{View: noQuorum(), Vms: manyVMs()[1:2], RecordsError: "records that cannot be read: 1 being written, or left so by a crash"}}},

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -108,13 +109,15 @@ func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
 // version is set by the linker in builds made with make.
 var version string
 
-func versionText() string {
-	info, ok := debug.ReadBuildInfo()
-	switch {
-	case !ok:
+func versionText() string { return programVersion() + " " + runtime.Version() }
+
+// programVersion is what make said this is, else what Go recorded about the build.
+func programVersion() string {
+	if version != "" {
 		return version
-	case version == "":
-		return info.Main.Version + " " + info.GoVersion
 	}
-	return version + " " + info.GoVersion
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
 }
