@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -35,13 +37,15 @@ func main() {
 
 // options are the flags that are no field of pvesim.Config.
 type options struct {
-	cfg    pvesim.Config
-	memory string
-	tokens []string
-	users  []string
-	debug  bool
-	qemu   string
-	pmxcfs string
+	cfg       pvesim.Config
+	memory    string
+	tokens    []string
+	users     []string
+	debug     bool
+	qemu      string
+	addresses []string
+	apiHost   string
+	pmxcfs    string
 }
 
 func parse(args []string) (*options, error) {
@@ -54,7 +58,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&o.cfg.TemplateName, "template", "linux-template", "name of template 9000 on pve1")
 	f.DurationVar(&o.cfg.TaskDelay, "task-delay", 0, "time that every task takes beside its work")
 	f.BoolVar(&o.cfg.TLS, "tls", false, "agents serve with certificates (made in DIR/tls)")
-	f.StringVar(&o.qemu, "qemu", "auto", "auto, real or fake")
+	f.StringVar(&o.qemu, "qemu", "auto", "auto, real, fake or none")
 	f.StringVar(&o.pmxcfs, "pmxcfs", "dir", "how nodes see /etc/pve: dir or fuse")
 	f.DurationVar(&o.cfg.ReadDelay, "read-delay", 0, "time of each read of /etc/pve (fuse only; 300us as on a real node)")
 	f.IntVar(&o.cfg.CPUs, "cpus", 16, "CPUs of each node")
@@ -64,6 +68,11 @@ func parse(args []string) (*options, error) {
 	f.StringArrayVar(&o.tokens, "token", nil, "another API token: ID=SECRET[=PATH:PRIV,PRIV[;PATH:...]]; all privileges without a list")
 	f.StringArrayVar(&o.users, "user", nil, "another user, like --token: user@realm=password[=PATH:PRIV,...]")
 	f.DurationVar(&o.cfg.AuthDelay, "auth-delay", 0, "time before a 401; default 3s, negative for none")
+	f.StringVar(&o.cfg.Control, "control", "127.0.0.1:0", "where the control API listens (POST /do, see docs/pvesim.md); empty: nowhere")
+	f.StringSliceVar(&o.addresses, "addresses", nil, "the nodes' addresses, in order; default: 127.R.S.1 and up, R and S by chance")
+	f.StringVar(&o.apiHost, "api-host", "", "address of this machine where all nodes' APIs listen, if --addresses are not this machine's")
+	f.DurationVar(&o.cfg.CorosyncDelay, "corosync-delay", 0, "time until .members says that a node or a link is gone or back")
+	f.DurationVar(&o.cfg.FencingDelay, "fencing-delay", time.Minute, "time until VMs under HA of an offline node are started elsewhere")
 	f.BoolVar(&o.debug, "debug", false, "log what happens")
 	if err := f.Parse(args); err != nil {
 		return nil, fmt.Errorf("%w", err)
@@ -72,7 +81,25 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	o.cfg.QEMU, o.cfg.PMXCFS = pvesim.QEMU(o.qemu), pvesim.PMXCFS(o.pmxcfs)
-	return &o, nil
+	return &o, o.parseAddresses()
+}
+
+func (o *options) parseAddresses() error {
+	for _, text := range o.addresses {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("--addresses: %w", err)
+		}
+		o.cfg.Addresses = append(o.cfg.Addresses, addr)
+	}
+	if o.apiHost == "" {
+		return nil
+	}
+	var err error
+	if o.cfg.APIHost, err = netip.ParseAddr(o.apiHost); err != nil {
+		return fmt.Errorf("--api-host: %w", err)
+	}
+	return nil
 }
 
 func run(ctx context.Context, args []string, out, errs io.Writer) error {
@@ -115,6 +142,9 @@ func announce(out io.Writer, c *pvesim.Cluster, o *options) {
 	lines = append(lines, "/etc/pve: "+c.PMXCFS(), "schema: "+c.Schema())
 	for _, n := range c.Nodes() {
 		lines = append(lines, fmt.Sprintf("%s: api %s  daemon %s  agent %s", n.Name, n.API(), n.Daemon(), n.AgentYAML))
+	}
+	if url := c.Control(); url != "" {
+		lines = append(lines, "control: "+url+"/do")
 	}
 	lines = append(lines, "ready: "+filepath.Join(o.cfg.Dir, "env"))
 	say(out, lines...)

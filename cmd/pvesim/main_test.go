@@ -125,6 +125,30 @@ func TestRunTwice(t *testing.T) {
 	}
 }
 
+// TestOtherNetworks: nodes whose addresses are in networks of their own, with their API and the control API here.
+func TestOtherNetworks(t *testing.T) {
+	out, err := runIn(t, tempDir(t), func(env map[string]string) {
+		if env["PVE2_GRPC"] != "10.99.0.2:9443" || env["PVE3_GOSSIP"] != "10.99.0.3:7946" || !strings.HasPrefix(env["PVE1_API"], "https://127.0.0.1:") {
+			t.Errorf("%v", env)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, env["PVESIM_CONTROL"]+"/do", strings.NewReader("node pve2 off\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := resp.Body.Close(); err != nil || resp.StatusCode != 200 {
+			t.Errorf("%d %v", resp.StatusCode, err)
+		}
+	}, "--addresses", "10.99.0.1,10.99.0.2,10.99.0.3", "--api-host", "127.0.0.1")
+	if err != nil || !strings.Contains(out, "control: http://127.0.0.1:") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func TestSchemaErrorsFailTheRun(t *testing.T) {
 	if os.Getenv("PVE_API_SCHEMA") == "" {
 		t.Skip("skipped: needs PVE's call schema; enable with: export PVE_API_SCHEMA=<directory>/9.1.json")
@@ -158,6 +182,9 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--dir", "/tmp/x", "--user", "nobody=x"}, "want user@realm=password"},
 		{[]string{"--dir", "/tmp/x", "--first-vmid", "8950"}, "are the templates'"},
 		{[]string{"--dir", "/tmp/x", "--qemu", "maybe"}, `qemu "maybe"`},
+		{[]string{"--dir", "/tmp/x", "--addresses", "10.0.0.1,here"}, "--addresses: "},
+		{[]string{"--dir", "/tmp/x", "--addresses", "10.0.0.1,10.0.0.2"}, "2 addresses for 3 nodes"},
+		{[]string{"--dir", "/tmp/x", "--api-host", "here"}, "--api-host: "},
 		{[]string{"--dir", "/tmp/x", "--pmxcfs", "nfs"}, `pmxcfs "nfs"`},
 	} {
 		var out output

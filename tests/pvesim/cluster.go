@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/guestimage"
@@ -46,6 +47,8 @@ type Cluster struct {
 	machines *machines
 	ha       *haState
 	ring     *ring
+	control  *control
+	gap      atomic.Int64 // of migrations, nanoseconds
 
 	ca, agentCA *authority
 
@@ -68,6 +71,7 @@ func New(cfg Config) (*Cluster, error) {
 		stats:    &requestStats{counts: map[string]int{}},
 		machines: newMachines(), ha: &haState{}, ring: newRing(), broken: &schemaLog{},
 	}
+	c.control = &control{c: c}
 	c.routes = c.routeTable()
 	own := map[string]string{}
 	for i := range cfg.Nodes {
@@ -137,11 +141,13 @@ func (c *Cluster) Close() error {
 		n.proxy.close()
 		n.daemon.close()
 	}
+	c.control.close()
 	err := c.machines.killAll()
 	for _, n := range c.nodes {
 		n.proxy.wait()
 		n.daemon.wait()
 	}
+	c.control.busy.Wait()
 	c.wg.Wait()
 	err = errors.Join(err, c.machines.killAll())
 	if c.cfg.PMXCFS == FUSE {
@@ -202,11 +208,11 @@ func (c *Cluster) makeDirs(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) openAPI(context.Context) error {
+func (c *Cluster) openAPI(ctx context.Context) error {
 	for _, n := range c.nodes {
 		if err := errors.Join(n.proxy.open(c), n.daemon.open(c)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.control.open(ctx)
 }

@@ -84,6 +84,9 @@ type Config struct {
 	// Proxmox VE's own (8006; 85 for the plain API) and the agents' defaults.
 	Network Network
 
+	// Control is where the control API listens ("127.0.0.1:0"); "" is nowhere.
+	Control string
+
 	QuietClones bool // a clone's log does not say which VM it makes, as before PVE 9.2
 
 	// Go, if set, starts the goroutines that serve FUSE, by running the function

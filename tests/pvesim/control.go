@@ -46,8 +46,11 @@ func (c *Cluster) find(vmid int) (*Node, *vmconf.Conf, error) {
 	if !ok {
 		return nil, nil, errNoVM(vmid)
 	}
-	conf, err := c.loadConf(c.byName[node], vmid)
-	return c.byName[node], conf, err
+	b, err := c.tree.readLive(node, vmid)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.byName[node], vmconf.Parse(b), nil
 }
 
 // SetConfig changes options of a VM behind everybody's back, as root with an

@@ -3,6 +3,7 @@ package pvesim
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // lockedFence watches over nodes that the quorate part does not see: after
@@ -75,7 +76,7 @@ func (c *Cluster) takeOver(dead string, vmid int) {
 	if target == "" {
 		return
 	}
-	if err := c.tree.moveConf(vmid, dead, target, nil); err != nil {
+	if err := c.tree.moveConf(vmid, dead, target, func() { c.pause(c.ctx, time.Duration(c.gap.Load())/2) }); err != nil {
 		c.log.Error("HA take-over", "vmid", vmid, "err", err)
 		return
 	}

@@ -146,6 +146,9 @@ func (c *Cluster) envText() string {
 		set(p+"PMXCFS", n.PMXCFS)
 		set(p+"CONFIG", n.AgentYAML)
 	}
+	if url := c.Control(); url != "" {
+		set("PVESIM_CONTROL", url)
+	}
 	set("PVE_CA_FILE", filepath.Join(c.tree.root, "pve-root-ca.pem"))
 	set("PVE_TOKEN_ID", TokenID)
 	set("PVE_TOKEN_SECRET", TokenSecret)

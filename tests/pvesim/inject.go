@@ -25,6 +25,9 @@ type fault struct {
 	before bool // before the call is carried out, else after it
 }
 
+// matcher says which requests are meant.
+type matcher = func(*http.Request) bool
+
 // Match makes a matcher of a method ("" = any) and a path pattern with "*"
 // for one element: Match("POST", "/nodes/*/qemu/*/clone"). The path is without
 // /api2/json.
@@ -119,22 +122,29 @@ func (w *workers) injected(t *Task) error {
 	return nil
 }
 
+// gate is what tasks wait at.
+type gate struct {
+	opened chan struct{}
+	open   func() // may be called again
+}
+
 // HoldTasks lets tasks of a type start but not work until the returned
 // function is called (calling it again does nothing).
 func (c *Cluster) HoldTasks(kind string) (release func()) {
 	w := c.workers
 	ch := make(chan struct{})
+	g := &gate{opened: ch, open: sync.OnceFunc(func() { close(ch) })}
 	w.mu.Lock()
-	w.gates[kind] = ch
+	w.gates[kind] = g
 	w.mu.Unlock()
-	return sync.OnceFunc(func() {
+	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.gates[kind] == ch {
+		if w.gates[kind] == g {
 			delete(w.gates, kind)
 		}
-		close(ch)
-	})
+		g.open()
+	}
 }
 
 // HoldTasksOn is HoldTasks for the tasks of one node.

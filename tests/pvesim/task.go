@@ -83,7 +83,7 @@ type workers struct {
 	byUPID map[string]*Task
 	nextPI int64
 	boot   time.Time
-	gates  map[string]chan struct{}
+	gates  map[string]*gate
 	fails  []*taskFault
 	before []func(*Task)
 	after  []func(*Task)
@@ -91,7 +91,7 @@ type workers struct {
 
 func newWorkers() *workers {
 	return &workers{
-		byUPID: map[string]*Task{}, nextPI: 4000, boot: time.Now().Add(-time.Hour), gates: map[string]chan struct{}{},
+		byUPID: map[string]*Task{}, nextPI: 4000, boot: time.Now().Add(-time.Hour), gates: map[string]*gate{},
 	}
 }
 
@@ -189,13 +189,13 @@ func (c *Cluster) slowPoint(ctx context.Context, t *Task) error {
 
 func (w *workers) gate(ctx context.Context, kind string) error {
 	w.mu.Lock()
-	ch := w.gates[kind]
+	g := w.gates[kind]
 	w.mu.Unlock()
-	if ch == nil {
+	if g == nil {
 		return nil
 	}
 	select {
-	case <-ch:
+	case <-g.opened:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("gate of %s: %w", kind, ctx.Err())

@@ -117,6 +117,15 @@ func (t *tree) readConfAs(viewer, node string, vmid int) ([]byte, error) {
 	return b, nil
 }
 
+// readLive is readConf as the quorate part sees it.
+func (t *tree) readLive(node string, vmid int) ([]byte, error) {
+	b, err := os.ReadFile(t.confPath(node, vmid))
+	if err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	return b, nil
+}
+
 // writeConf replaces a config. Like pmxcfs it refuses a number that another
 // node has, and nothing is written without quorum.
 func (t *tree) writeConf(node string, vmid int, b []byte) error {

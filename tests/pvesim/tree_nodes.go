@@ -299,6 +299,13 @@ func (t *tree) isOnline(viewer, node string) bool {
 	return slices.Contains(t.views[viewer].members, node)
 }
 
+// isWritable says whether a node can change the tree.
+func (t *tree) isWritable(node string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.views[node].writable
+}
+
 func (t *tree) isQuorate(node string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

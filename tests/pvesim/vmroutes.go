@@ -17,6 +17,7 @@ func vmRoutes(c *Cluster, add adder) {
 	add(post, vm+"/status/suspend", vmPerm("VM.PowerMgmt"), c.onRunning("qmsuspend", pauseVM))
 	add(post, vm+"/status/resume", vmPerm("VM.PowerMgmt"), c.onRunning("qmresume", resumeVM))
 	add(post, vm+"/clone", clonePerm, c.clone)
+	add(post, vm+"/migrate", vmPerm("VM.Migrate"), c.migrateVM)
 	add(put, vm+"/resize", vmPerm("VM.Config.Disk"), c.resize)
 	add(post, vm+"/template", vmPerm("VM.Allocate"), c.template)
 	add(get, vm+"/feature", vmPerm("VM.Audit"), c.feature)
