@@ -47,16 +47,16 @@ func (e *PeerError) GRPCStatus() *status.Status {
 }
 
 // Call asks the agent of node for its part of an answer (Part is true there): it
-// handles the call or refuses, but forwards it to nobody. The client it is made for is that of ctx. Errors are a
-// *PeerError, the status the node answers (prefixed with its name), or the
-// status for ctx's end.
+// handles the call or refuses, but forwards it to nobody. The client it is made
+// for is that of ctx. Errors are a *PeerError, the status the node answers
+// (prefixed with its name), or the status for ctx's end.
 func (f *Forwarder) Call(ctx context.Context, node, method string, req, resp proto.Message) error {
 	return f.exchange(context.WithValue(ctx, partOf{}, true), node, method, req, resp)
 }
 
-// exchange makes one call to the agent of node. What was never sent is tried once more, because the
-// connection that was kept for it may have ended unseen; what may have been
-// carried out is not.
+// exchange makes one call to the agent of node. What was never sent is tried
+// once more, because the connection that was kept for it may have ended unseen;
+// what may have been carried out is not.
 func (f *Forwarder) exchange(ctx context.Context, node, method string, req, resp proto.Message) error {
 	l := f.link(node)
 	l.inFlight.Add(1)
@@ -72,7 +72,7 @@ func (f *Forwarder) exchange(ctx context.Context, node, method string, req, resp
 		case r.kind == answered:
 			l.answered(ctx)
 			return from(node, r.err)
-		case r.kind == late || ctx.Err() != nil:
+		case r.kind == late:
 			return l.unanswered(ctx, r.err, r.sent, time.Time{})
 		}
 		since := l.lost(ctx, c, r.err)

@@ -1,8 +1,10 @@
 package forward
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -82,6 +85,100 @@ func TestPeerError(t *testing.T) {
 	}, "pve1", "pve2")
 }
 
+// A hooked context does something before its deadline is looked at, which is
+// after a connection was chosen and before the call is sent.
+type hooked struct {
+	context.Context
+	hook func()
+}
+
+func (h hooked) Deadline() (time.Time, bool) {
+	h.hook()
+	return h.Context.Deadline()
+}
+
+// A call that was not sent, because its connection ended just then, is made on
+// another one, once.
+func TestEndsBeforeItIsSent(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.owns("pve2", "vm")
+		pve1, pve2 := w.agents["pve1"], w.agents["pve2"]
+		ends := 0
+		ask := func(times int) error {
+			return pve1.forward.Call(hooked{t.Context(), func() {
+				if ends < times {
+					ends++
+					w.wires.cut(w.wires.addr("pve2"))
+					pve1.awaitEnd("pve2")
+				}
+			}}, "pve2", unaryCall, about("vm"), &testpb.SimpleResponse{})
+		}
+		if err := ask(1); err != nil || ends != 1 || pve2.handled.Load() != 1 || pve1.dials.Load() != 2 {
+			t.Errorf("got %v, %d handled, %d dials", err, pve2.handled.Load(), pve1.dials.Load())
+		}
+		ends = 0
+		down := peerError(t, ask(100))
+		if down.Sent || down.Since.IsZero() || ends != 2 || pve2.handled.Load() != 1 {
+			t.Errorf("got %+v after %d ends, %d handled", down, ends, pve2.handled.Load())
+		}
+	}, "pve1", "pve2")
+}
+
+// The same that Call asks one node for, a client asks for as a whole.
+func TestPart(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.owns("pve2", "vm")
+		var part, claims bool
+		var claimed string
+		w.agents["pve2"].on(func(ctx context.Context, _ string) error {
+			part = Part(ctx)
+			claimed, claims = Claimed(ctx)
+			return nil
+		})
+		if err := w.agents["pve1"].ask(t, "pve2"); err != nil || !part || claimed != "pve1" || !claims {
+			t.Errorf("got %v, part %v, claimed %q, %v", err, part, claimed, claims)
+		}
+		mustCall(t, w.client("manager", "pve1"), "vm")
+		if part || claimed != "pve1" || !claims {
+			t.Errorf("forwarded: part %v, claimed %q, %v", part, claimed, claims)
+		}
+		mustCall(t, w.client("manager", "pve2"), "vm")
+		if part || claims {
+			t.Errorf("not forwarded: part %v, claimed %q, %v", part, claimed, claims)
+		}
+		forged := metadata.AppendToOutgoingContext(t.Context(), markerKey, "pve9", partKey, "1")
+		if _, err := call(forged, w.client("manager", "pve2"), "vm"); err != nil || part || claimed != "pve9" {
+			t.Errorf("forged: %v, part %v, claimed %q", err, part, claimed)
+		}
+	}, "pve1", "pve2")
+}
+
+// A node that fails is one line, and one more when it is back.
+func TestLog(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, m *memory) {
+		w.owns("pve2", "vm")
+		var log bytes.Buffer
+		pve1 := w.agents["pve1"]
+		pve1.forward.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		m.fail("pve2:9443", refused)
+		for range 5 {
+			_ = peerError(t, pve1.ask(t, "pve2"))
+			time.Sleep(lastRetry)
+		}
+		m.fail("pve2:9443", none)
+		for range 5 {
+			if err := pve1.ask(t, "pve2"); err != nil {
+				t.Error(err)
+			}
+		}
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		if len(lines) != 2 || !strings.Contains(lines[0], `level=WARN msg="node does not answer" node=pve2 address=pve2:9443 error=`) ||
+			!strings.Contains(lines[1], `level=INFO msg="node answers again" node=pve2 address=pve2:9443 after=5s`) {
+			t.Errorf("got %q", lines)
+		}
+	}, "pve1", "pve2")
+}
+
 // How often a dead node is dialled, and since when it is called dead.
 func TestBackOff(t *testing.T) {
 	inMemory(t, func(t *testing.T, w *world, m *memory) {
@@ -128,8 +225,12 @@ func TestBackOff(t *testing.T) {
 		}
 		time.Sleep(firstRetry)
 		m.fail(addr, none)
-		if err := pve1.ask(t, "pve2"); err != nil {
-			t.Error(err)
+		w.agents["pve2"].on(func(ctx context.Context, vm string) error { // connecting is a success
+			m.stall(addr, false)
+			return hang(ctx, vm)
+		})
+		if down := peerError(t, pve1.ask(t, "pve2")); !down.Since.Equal(time.Now()) {
+			t.Errorf("since %v, at %v", down.Since, time.Now())
 		}
 	}, "pve1", "pve2")
 }

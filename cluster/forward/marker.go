@@ -32,7 +32,8 @@ type origin struct {
 	part         bool
 }
 
-// partOf is the key of a mark in a context: the call made with it is for a part of an answer.
+// partOf is the key of a mark in a context: the call made with it is for a part
+// of an answer.
 type partOf struct{}
 
 // originOf is the key of an origin in a context.
@@ -46,7 +47,8 @@ func Client(ctx context.Context) (string, bool) {
 	return o.client, ok
 }
 
-// Part says whether the request that ctx is of asks only for what this node has of the answer: another agent asks all.
+// Part says whether the request that ctx is of asks only for what this node has
+// of the answer: another agent asks all.
 func Part(ctx context.Context) bool {
 	o, _ := ctx.Value(originOf{}).(origin)
 	return o.part

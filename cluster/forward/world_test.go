@@ -30,7 +30,7 @@ const (
 
 // A world is some agents and what connects them.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	wires  wires
 	agents map[string]*agent
 }
@@ -61,7 +61,7 @@ func inMemory(t *testing.T, test func(t *testing.T, w *world, m *memory), nodes 
 	})
 }
 
-func newWorld(t *testing.T, wires wires, nodes ...string) *world {
+func newWorld(t testing.TB, wires wires, nodes ...string) *world {
 	w := &world{t: t, wires: wires, agents: make(map[string]*agent)}
 	for _, name := range nodes {
 		w.agents[name] = newAgent(w, name)
