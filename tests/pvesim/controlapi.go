@@ -49,7 +49,7 @@ func (ctl *control) open(ctx context.Context) error {
 	ctl.mu.Unlock()
 	c.wg.Go(func() {
 		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			c.log.Error("control API ended", "err", err)
+			c.log.ErrorContext(ctx, "control API ended", "err", err)
 		}
 	})
 	return nil
@@ -74,7 +74,7 @@ func (ctl *control) do(w http.ResponseWriter, r *http.Request) {
 	}
 	var out strings.Builder
 	status := http.StatusOK
-	for line := range strings.Lines(string(body)) {
+	for _, line := range strings.Split(string(body), "\n") {
 		text, err := ctl.c.Do(r.Context(), line)
 		out.WriteString(text)
 		if err != nil {
