@@ -39,24 +39,22 @@ func (c *Cluster) announce() {
 	digest := c.cfg.Digest()
 	now := time.Now()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !c.own.due(now, digest) {
-		c.mu.Unlock()
 		return
 	}
 	stamp := c.own.next()
 	digest.Incarnation, digest.Sequence = stamp.Incarnation, stamp.Sequence
 	c.own.told, c.own.toldAt, c.own.urgent = digest, now, false
-	report := view.Report{Origin: c.origin}
-	var err error
-	if report.Digest, err = digest.MarshalBinary(); err == nil {
+	wire, err := digest.MarshalBinary()
+	if err == nil {
+		report := view.Report{Origin: c.origin, Digest: wire}
 		_, err = c.view.Merge(now, report)
+		c.lockedBroadcast(report, now)
 	}
-	c.mu.Unlock()
 	if err != nil {
 		c.cfg.Log.Error("our own digest cannot be announced", "error", err)
-		return
 	}
-	c.broadcast(report, now)
 }
 
 // refreshFacts looks at our own facts. Who comes while somebody looks does with
@@ -110,8 +108,9 @@ func (b *broadcast) Message() []byte { return view.Renew(b.message, time.Since(b
 // Finished is called when it was sent often enough.
 func (b *broadcast) Finished() {}
 
-// broadcast sends the digest of a report, which was true at a time, to all.
-func (c *Cluster) broadcast(r view.Report, at time.Time) {
+// lockedBroadcast sends the digest of a report, which was true at a time, to all.
+// It is queued under the lock so that no older one can come after it.
+func (c *Cluster) lockedBroadcast(r view.Report, at time.Time) {
 	r.Facts = nil
 	message, err := view.Encode(r)
 	if err != nil {
@@ -159,12 +158,7 @@ func (c *Cluster) received(message []byte, relay bool) {
 	reports, err := view.Decode(message)
 	c.complain(err)
 	for _, r := range reports {
-		now := time.Now()
-		news, err := c.merge(now, r)
-		c.complain(err)
-		if news && relay && r.Digest != nil {
-			c.broadcast(r, now.Add(-r.DigestAge))
-		}
+		c.complain(c.merge(r, relay))
 	}
 }
 
@@ -174,14 +168,19 @@ func (c *Cluster) complain(err error) {
 	}
 }
 
-func (c *Cluster) merge(now time.Time, r view.Report) (news bool, err error) {
+func (c *Cluster) merge(r view.Report, relay bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.Origin == c.origin {
 		c.lockedJump(r.Stamp())
-		return false, nil
+		return nil
 	}
-	return c.view.Merge(now, r)
+	now := time.Now()
+	news, err := c.view.Merge(now, r)
+	if news.Digest && relay {
+		c.lockedBroadcast(r, now.Add(-r.DigestAge))
+	}
+	return err
 }
 
 // lockedJump goes beyond what was heard of ourselves: before this start, our

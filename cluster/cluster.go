@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -56,7 +57,8 @@ type Cluster struct {
 	queue  *memberlist.TransmitLimitedQueue
 	warned *limiter
 	ready  chan struct{}
-	asking sync.Mutex // one call of Config.Facts at a time
+	asking sync.Mutex   // one call of Config.Facts at a time
+	alive  atomic.Int64 // nodes that are, this one too; the queue asks while mu may be held
 
 	mu      sync.Mutex // guards all below
 	origin  view.Origin
@@ -91,7 +93,7 @@ func New(cfg Config) (*Cluster, error) {
 		own:     newAnnouncement(time.Now()),
 		changed: make(chan struct{}),
 	}
-	c.queue = &memberlist.TransmitLimitedQueue{NumNodes: c.alive, RetransmitMult: 4}
+	c.queue = &memberlist.TransmitLimitedQueue{NumNodes: func() int { return int(c.alive.Load()) }, RetransmitMult: 4}
 	return c, nil
 }
 

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -57,19 +56,6 @@ func (c *Cluster) lockedState(p Peer) Peer {
 	return p
 }
 
-// alive is how many nodes are.
-func (c *Cluster) alive() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := 0
-	for p := range maps.Values(c.peers) {
-		if p.Alive {
-			n++
-		}
-	}
-	return n
-}
-
 // delegate is what memberlist calls. It may hold its own locks then.
 type delegate struct{ c *Cluster }
 
@@ -103,6 +89,12 @@ func (c *Cluster) seen(n *memberlist.Node, alive bool) {
 	}
 	old, known := c.peers[n.Name]
 	p, err := c.present(old, n)
+	switch {
+	case alive && !old.Alive:
+		c.alive.Add(1)
+	case !alive && old.Alive:
+		c.alive.Add(-1)
+	}
 	if p.Alive = alive; !known || old.Alive != alive {
 		p.Since = time.Now()
 	}

@@ -36,9 +36,6 @@ func (c *Cluster) join(ctx context.Context, list *memberlist.Memberlist) {
 
 func (c *Cluster) joinOne(list *memberlist.Memberlist, s Seed) {
 	addr := netip.AddrPortFrom(s.AddrPort.Addr().Unmap().WithZone(""), s.AddrPort.Port()).String()
-	if s.Name != "" {
-		addr = s.Name + "/" + addr
-	}
 	_, err := list.Join([]string{addr})
 	switch {
 	case err == nil:

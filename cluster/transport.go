@@ -27,6 +27,7 @@ type transport struct {
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when nobody sends to streams any more
 	pump    sync.WaitGroup
+	once    sync.Once // shutdown
 
 	mu   sync.Mutex
 	open map[*conn]struct{} // guarded by mu; nil after Shutdown
@@ -57,10 +58,10 @@ func (c *Cluster) listen(ctx context.Context) (*transport, error) {
 		Logger:    c.lines(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", bind, err)
+		return nil, fmt.Errorf("open sockets: %w", err)
 	}
 	return newTransport(ctx, sockets, func(ctx context.Context, a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-		dialer := net.Dialer{Timeout: min(timeout, dialTimeout)}
+		dialer := net.Dialer{Timeout: timeout}
 		return dialer.DialContext(ctx, "tcp", a.Addr)
 	}), nil
 }
@@ -145,15 +146,22 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 
 // DialAddressTimeout connects to a node.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	raw, err := t.dial(t.ctx, a, timeout)
+	raw, err := t.dial(t.ctx, a, min(timeout, dialTimeout))
 	if err != nil {
 		return nil, err
 	}
 	return t.track(raw)
 }
 
-// Shutdown closes the sockets and all connections.
+// Shutdown closes the sockets and all connections. It may be called again:
+// memberlist does so itself if it cannot start.
 func (t *transport) Shutdown() error {
+	var err error
+	t.once.Do(func() { err = t.shutdown() })
+	return err
+}
+
+func (t *transport) shutdown() error {
 	t.cancel()
 	err := t.NodeAwareTransport.Shutdown() // needs somebody who accepts until its end
 	close(t.done)

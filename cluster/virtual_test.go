@@ -358,10 +358,10 @@ func TestAgesSurviveRelaying(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		late := l.run(4)
 		l.until(20*time.Second, "the late one hears of the dead one", func() bool {
-			return !late.Cluster.lockedStateOf(nodeName(3), all[2].addr).DigestAt.IsZero()
+			return !late.stateOf(nodeName(3), all[2].addr).DigestAt.IsZero()
 		})
 		for _, a := range []*agent{all[0], all[1], late} {
-			s := a.Cluster.lockedStateOf(nodeName(3), all[2].addr)
+			s := a.stateOf(nodeName(3), all[2].addr)
 			for what, at := range map[string]time.Time{"digest": s.DigestAt, "facts": s.FactsAt} {
 				if at.After(died) || at.Before(died.Add(-time.Minute)) {
 					t.Errorf("%s: the %s of the node that died at %v is of %v", a.name, what, died, at)
@@ -371,7 +371,7 @@ func TestAgesSurviveRelaying(t *testing.T) {
 		time.Sleep(relayLimit)
 		later := l.run(5)
 		time.Sleep(time.Minute)
-		if s := later.Cluster.lockedStateOf(nodeName(3), all[2].addr); !s.DigestAt.IsZero() || !s.FactsAt.IsZero() {
+		if s := later.stateOf(nodeName(3), all[2].addr); !s.DigestAt.IsZero() || !s.FactsAt.IsZero() {
 			t.Errorf("what is long past is still passed on: %+v", s)
 		}
 		if all[0].peer(t, "pve3").State.DigestAt.IsZero() {
@@ -380,9 +380,9 @@ func TestAgesSurviveRelaying(t *testing.T) {
 	})
 }
 
-// lockedStateOf is for nodes that are known by what was said, but were never
+// stateOf is for nodes that are known by what was said, but were never
 // seen alive.
-func (c *Cluster) lockedStateOf(name string, addr netip.AddrPort) view.Node {
+func (c *Cluster) stateOf(name string, addr netip.AddrPort) view.Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, _ := c.view.Node(view.Origin{Name: name, Address: addr})

@@ -88,13 +88,18 @@ func (v value) compare(other value) int {
 	return cmp.Or(v.stamp.Compare(other.stamp), bytes.Compare(v.wire, other.wire), other.at.Compare(v.at))
 }
 
-// Merge takes what a report has that is newer. It says whether that is more
-// than a better known age. A value that cannot be read is left out, with an
-// error that wraps ErrEncoding. Nothing of the report is kept but copies.
-func (v *View) Merge(now time.Time, r Report) (news bool, err error) {
+// News is what of a report was new: more than a better known age.
+type News struct{ Digest, Facts bool }
+
+// Merge takes what a report has that is newer. A value that cannot be read is
+// left out, with an error that wraps ErrEncoding. Nothing of the report is kept
+// but copies.
+func (v *View) Merge(now time.Time, r Report) (News, error) {
 	e := v.entries[r.Origin]
-	digest, badDigest := e.mergeDigest(r.Digest, now.Add(-r.DigestAge))
-	facts, badFacts := e.mergeFacts(r.Facts, now.Add(-r.FactsAge))
+	var news News
+	var badDigest, badFacts error
+	news.Digest, badDigest = e.mergeDigest(r.Digest, now.Add(-r.DigestAge))
+	news.Facts, badFacts = e.mergeFacts(r.Facts, now.Add(-r.FactsAge))
 	if e.digest.wire != nil || e.facts.wire != nil {
 		if v.entries == nil {
 			v.entries = map[Origin]entry{}
@@ -102,9 +107,9 @@ func (v *View) Merge(now time.Time, r Report) (news bool, err error) {
 		v.entries[r.Origin] = e
 	}
 	if err := errors.Join(badDigest, badFacts); err != nil {
-		return digest || facts, fmt.Errorf("%s at %s: %w", r.Name, r.Address, err)
+		return news, fmt.Errorf("%s at %s: %w", r.Name, r.Address, err)
 	}
-	return digest || facts, nil
+	return news, nil
 }
 
 func (e *entry) mergeDigest(wire []byte, at time.Time) (news bool, err error) {
