@@ -33,8 +33,10 @@ func (n nodes) watch(t *testing.T, quorate bool) (*pmxcfs.Watcher, string) {
 	for file, content := range map[string]any{
 		".version": map[string]any{"starttime": 1, "clinfo": 1, "vmlist": 1, "storage.cfg": 1},
 		".vmlist":  map[string]any{"version": 1, "ids": map[string]any{}},
-		".members": map[string]any{"nodename": "pve1", "version": 1, "nodelist": list,
-			"cluster": map[string]any{"name": "c", "version": 1, "nodes": len(n), "quorate": map[bool]int{true: 1}[quorate]}},
+		".members": map[string]any{
+			"nodename": "pve1", "version": 1, "nodelist": list,
+			"cluster": map[string]any{"name": "c", "version": 1, "nodes": len(n), "quorate": map[bool]int{true: 1}[quorate]},
+		},
 	} {
 		raw, err := json.Marshal(content)
 		if err != nil {

@@ -33,6 +33,7 @@ var creating = &Description{Raw: `{"status":"creating"}`}
 // view is what was last shown of a VM.
 type view struct {
 	described atomic.Int64 // when it was last asked for, Unix nanoseconds
+	stopped   atomic.Bool  // seen here after its process had ended
 	latest    atomic.Pointer[seen]
 	listed    atomic.Pointer[listed]
 }
@@ -70,8 +71,8 @@ func (g *Guests) Describe(ctx context.Context, id record.ID) (*Description, erro
 	return s.desc, nil
 }
 
-// observe finds a VM of this node and its state. That it runs here proves that it is here; of one that does not, the
-// config is looked at anew, because at the end of a migration both go at once.
+// observe finds a VM of this node and its state. That it runs here proves that it is here; when it does not run any more,
+// the config is looked at anew, because at the end of a migration both go at once.
 func (g *Guests) observe(ctx context.Context, id record.ID) (*pmxcfs.VM, status.State, error) {
 	vm, err := g.find(ctx, id)
 	if err == nil {
@@ -81,10 +82,19 @@ func (g *Guests) observe(ctx context.Context, id record.ID) (*pmxcfs.VM, status.
 		return nil, status.State{}, err
 	}
 	st, err := g.state(ctx, vm)
-	if err != nil || st.Running {
-		return vm, st, err
+	stopped := &g.viewOf(vm.ID).stopped
+	switch {
+	case err != nil:
+		return nil, st, err
+	case st.Running:
+		stopped.Store(false)
+		return vm, st, nil
+	case stopped.Load():
+		return vm, st, nil
 	}
-	vm, err = g.findHere(ctx, id)
+	if vm, err = g.findHere(ctx, id); err == nil {
+		stopped.Store(true)
+	}
 	return vm, st, err
 }
 

@@ -101,8 +101,10 @@ func (p *pve) sync() {
 	}
 	p.write(".version", map[string]any{"starttime": 1, "clinfo": p.version, "vmlist": p.version, "storage.cfg": 1})
 	p.write(".vmlist", map[string]any{"version": p.version, "ids": ids})
-	p.write(".members", map[string]any{"nodename": "pve1", "version": p.version, "nodelist": nodes,
-		"cluster": map[string]any{"name": "c", "version": 1, "nodes": 3, "quorate": map[bool]int{true: 1}[p.quorate]}})
+	p.write(".members", map[string]any{
+		"nodename": "pve1", "version": p.version, "nodelist": nodes,
+		"cluster": map[string]any{"name": "c", "version": 1, "nodes": 3, "quorate": map[bool]int{true: 1}[p.quorate]},
+	})
 }
 
 // put puts a VM on a node, wherever it was.

@@ -21,7 +21,7 @@ func (b *bench) creation(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = join(err, r.Close()) }()
-	agent, err := b.startAgent(ctx, r.Sim.Node("pve1"))
+	agent, err := b.startAgent(ctx, r, "pve1")
 	if err != nil {
 		return err
 	}

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
-	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/rig"
 )
 
 func build(ctx context.Context, binary string) error {
@@ -41,12 +41,17 @@ type process struct {
 }
 
 // startAgent starts the agent of a node and waits until it tells systemd's socket that it is ready.
-func (b *bench) startAgent(ctx context.Context, n *pvesim.Node) (*process, error) {
-	return start(ctx, n.GRPC, n.State, b.binary, "agent", "--config", n.AgentYAML)
+func (b *bench) startAgent(ctx context.Context, r *rig.Rig, node string) (*process, error) {
+	creds, err := r.Credentials()
+	if err != nil {
+		return nil, err
+	}
+	n := r.Sim.Node(node)
+	return start(ctx, n.GRPC, creds, n.State, b.binary, "agent", "--config", n.AgentYAML)
 }
 
 // start runs a program that notifies readiness as systemd services do.
-func start(ctx context.Context, addr, dir string, program string, args ...string) (*process, error) {
+func start(ctx context.Context, addr string, creds credentials.TransportCredentials, dir, program string, args ...string) (*process, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -68,7 +73,7 @@ func start(ctx context.Context, addr, dir string, program string, args ...string
 		return nil, errors.Join(fmt.Errorf("%s: %w", filepath.Base(program), err), p.stop())
 	}
 	p.ready = time.Since(begin)
-	if p.conn, err = grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	if p.conn, err = grpc.NewClient(addr, grpc.WithTransportCredentials(creds)); err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
 	p.client = providerpb.NewProviderClient(p.conn)
@@ -105,6 +110,18 @@ func (p *process) stop() error {
 		return err
 	}
 	return errors.Join(p.cmd.Wait(), p.notify.Close())
+}
+
+// killed waits for the end of a process that SIGKILL ends.
+func (p *process) killed() error {
+	if err := errors.Join(p.conn.Close(), p.notify.Close()); err != nil {
+		return err
+	}
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	_ = p.cmd.Wait() // it says that it was killed
+	return nil
 }
 
 // residentMiB reads the memory the process has in RAM.

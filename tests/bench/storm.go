@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
 	"github.com/pve-rigaud/pve-rigaud/tests/rig"
@@ -21,13 +23,17 @@ const (
 
 // cluster starts one simulated node with VMs of the fake QEMU, and /etc/pve as slow as pmxcfs where FUSE can be mounted.
 func cluster(ctx context.Context, vms int) (*rig.Rig, error) {
+	return rig.Start(ctx, rig.Config{Sim: clusterConfig(vms)})
+}
+
+func clusterConfig(vms int) pvesim.Config {
 	sim := pvesim.Config{Nodes: 1, VMs: vms, QEMU: pvesim.Fake, PMXCFS: pvesim.Dir}
 	if _, err := os.Stat("/dev/fuse"); err == nil && os.Geteuid() == 0 {
 		sim.PMXCFS, sim.ReadDelay = pvesim.FUSE, 300*time.Microsecond
 	} else {
 		fmt.Println("/etc/pve is a plain directory here, faster than pmxcfs: FUSE needs root and /dev/fuse")
 	}
-	return rig.Start(ctx, rig.Config{Sim: sim})
+	return sim
 }
 
 // request is one call of a server, for the VM with that id.
@@ -53,7 +59,7 @@ func (b *bench) storm(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = join(err, r.Close()) }()
-	agent, err := b.startAgent(ctx, r.Sim.Node("pve1"))
+	agent, err := b.startAgent(ctx, r, "pve1")
 	if err != nil {
 		return err
 	}
@@ -62,7 +68,7 @@ func (b *bench) storm(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	constant, err := start(ctx, addr, r.Dir, os.Args[0], constantCommand, addr)
+	constant, err := start(ctx, addr, insecure.NewCredentials(), r.Dir, os.Args[0], constantCommand, addr)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type Rig struct {
 	Sim *pvesim.Cluster
 	Dir string
 	log *slog.Logger
+	tls bool
 
 	mu     sync.Mutex // guards agents
 	agents []*Agent
@@ -47,7 +48,7 @@ func Start(ctx context.Context, cfg Config) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Rig{Dir: dir, log: cfg.Log}
+	r := &Rig{Dir: dir, log: cfg.Log, tls: cfg.Sim.TLS}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -122,7 +123,7 @@ func (r *Rig) StartAgent(ctx context.Context, node string, flags []string, optio
 		cancel()
 		return nil, errors.Join(ctx.Err(), <-ended)
 	}
-	creds, err := r.credentials(cfg)
+	creds, err := r.Credentials()
 	var conn *grpc.ClientConn
 	if err == nil {
 		conn, err = grpc.NewClient(a.GRPCAddr(), grpc.WithTransportCredentials(creds))
@@ -145,9 +146,9 @@ func (r *Rig) StartAgent(ctx context.Context, node string, flags []string, optio
 	return running, nil
 }
 
-// credentials are those of a client of the agents: with TLS, the one that pvesim makes a certificate for.
-func (r *Rig) credentials(cfg config.Config) (credentials.TransportCredentials, error) {
-	if cfg.Listen.Plaintext {
+// Credentials are those of a client of the agents: with TLS, the one that pvesim makes a certificate for.
+func (r *Rig) Credentials() (credentials.TransportCredentials, error) {
+	if !r.tls {
 		return insecure.NewCredentials(), nil
 	}
 	dir := filepath.Join(r.Dir, "tls")
