@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -131,7 +132,8 @@ func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
 
 // newNodeServer wires what commands of this node ask. They are shown what is known, however old.
 func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *status.Tracker, log *slog.Logger) *node.Server {
-	return node.NewServer(node.ServerConfig{Socket: socket, Log: log, Service: node.New(node.Config{
+	options := []grpc.ServerOption{grpc.ChainUnaryInterceptor(recoverPanics(log))}
+	return node.NewServer(node.ServerConfig{Socket: socket, Options: options, Log: log, Service: node.New(node.Config{
 		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links,
 		Power: func(ctx context.Context, vm *pmxcfs.VM) string {
 			st, err := tracker.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock()})

@@ -35,14 +35,13 @@ type grpcServer struct {
 	listener net.Listener
 	server   *grpc.Server
 	health   *grpchealth.Server
-	log      *slog.Logger
 	ready    chan struct{}
 }
 
 func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *forward.Forwarder, reg *metrics.Registry, log *slog.Logger) *grpcServer {
-	s := &grpcServer{listener: l, health: grpchealth.NewServer(), log: log, ready: make(chan struct{})}
+	s := &grpcServer{listener: l, health: grpchealth.NewServer(), ready: make(chan struct{})}
 	options := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), s.recoverPanics, others.Unary()),
+		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.Unary()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
@@ -88,14 +87,16 @@ func (s *grpcServer) Run(ctx context.Context) error {
 }
 
 // recoverPanics makes a panic of a handler that request's failure instead of the agent's.
-func (s *grpcServer) recoverPanics(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.ErrorContext(ctx, "request panicked", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "%s: panic: %v", info.FullMethod, p)
-		}
-	}()
-	return handler(ctx, req)
+func recoverPanics(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.ErrorContext(ctx, "request panicked", "rpc", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+				err = status.Errorf(codes.Internal, "%s: panic: %v", info.FullMethod, p)
+			}
+		}()
+		return handler(ctx, req)
+	}
 }
 
 // httpServer serves /healthz (the process lives), /readyz (it can serve requests now) and /metrics.
