@@ -190,6 +190,6 @@ func (c *Cluster) lockedJump(heard view.Stamp) {
 		return
 	}
 	c.own.stamp = view.Stamp{Incarnation: heard.Incarnation + 1}
-	c.own.urgent, c.own.factsAt = true, time.Time{}
+	c.own.urgent = true
 	c.cfg.Log.Info("the clock was set back since the last start: counting on from there", "incarnation", c.own.stamp.Incarnation)
 }
