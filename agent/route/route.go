@@ -120,7 +120,8 @@ func (r *Router) holder(ctx context.Context, name string) (node string, held boo
 		return "", false, nil
 	}
 	if rec.State == record.Ready {
-		if vm, err := r.cfg.Watcher.Locate(ctx, rec.VMID); err == nil {
+		vm, err := r.cfg.Watcher.Locate(ctx, rec.VMID)
+		if err == nil && vm.Conf != nil && vm.Conf.SMBIOSUUID() == rec.UUID { // else somebody else's VM has the number
 			return r.unlessOffline(vm.Node), true, nil
 		}
 	}

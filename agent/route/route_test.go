@@ -196,6 +196,16 @@ func TestASubjectGoesToItsNode(t *testing.T) {
 	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "taken"})
 }
 
+// TestANumberOfAStranger: a name does not stand for the VM that has the number of its own by now.
+func TestANumberOfAStranger(t *testing.T) {
+	p := newPVE(t)
+	p.put(500, "pve3")
+	_, err := p.records.Take(record.Record{Owner: "me", Name: "gone", VMID: 500, UUID: "fedcba98-89ab-cdef-0123-456789abcdef", Node: "pve2", State: record.Ready})
+	p.must(err)
+	p.must(p.Refresh(t.Context()))
+	p.goesTo("pve2", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "gone"})
+}
+
 func TestAFreeNameGoesToItsSource(t *testing.T) {
 	p := newPVE(t)
 	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new", ImageJson: `{"TemplateName":"far"}`})
