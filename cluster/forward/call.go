@@ -68,12 +68,13 @@ func (f *Forwarder) exchange(ctx context.Context, node, method string, req, resp
 			return l.unanswered(ctx, err, false, l.failingSince())
 		}
 		r := c.call(out, method, req, resp)
-		switch {
-		case r.kind == answered:
+		switch r.kind {
+		case answered:
 			l.answered(ctx)
 			return from(node, r.err)
-		case r.kind == late:
+		case late:
 			return l.unanswered(ctx, r.err, r.sent, time.Time{})
+		case lost:
 		}
 		since := l.lost(ctx, c, r.err)
 		if r.sent || !again {

@@ -93,14 +93,8 @@ func (c *conn) dialOnce(ctx context.Context, cfg *Config, addr string) (net.Conn
 	raw, err := cfg.Dial(ctx, addr)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil && c.dead != nil { // too late
-		err = errors.Join(c.dead, raw.Close())
-	}
-	if c.dialErr = err; err != nil {
-		return nil, err
-	}
-	c.raw = raw
-	return raw, nil
+	c.raw, c.dialErr = raw, err
+	return raw, err // a connection that comes too late is closed by gRPC
 }
 
 // firstAnswer waits until the other side has proved to be an agent.
@@ -146,7 +140,7 @@ func (c *conn) begin() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.dead != nil || c.retired != nil {
+	if c.dead != nil { // and gRPC may not have noticed
 		return false
 	}
 	c.inFlight++
@@ -185,11 +179,12 @@ func (c *conn) retire(why error) {
 	}
 }
 
-// idle says whether the connection was of no use for idleTime.
+// idle says whether the connection was of no use for idleTime. Of one that calls
+// wait for, probes are heard.
 func (c *conn) idle(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.inFlight == 0 && now.Sub(c.heard) >= idleTime
+	return now.Sub(c.heard) >= idleTime
 }
 
 // close ends the connection and the calls it carries.
@@ -249,16 +244,14 @@ func (c *conn) silent() bool {
 	return rest <= 0
 }
 
-// probe makes sure that the other side lives. A server that lets its last calls
-// end takes no probes: gRPC's keepalive watches it then.
+// probe makes sure that the other side lives. Only silence says that it does
+// not: a server that lets its last calls end takes no probes, and gRPC's
+// keepalive watches it then.
 func (c *conn) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	var err error
-	start, draining := time.Now(), c.cc.GetState() != connectivity.Ready
-	if !draining {
-		err = c.ask(ctx)
-	}
+	start := time.Now()
+	err := c.ask(ctx)
 	timedOut := ctx.Err() != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -267,7 +260,7 @@ func (c *conn) probe(ctx context.Context) error {
 		return c.dead
 	case timedOut && c.heard.Before(start):
 		return fmt.Errorf("silent for %v, and no answer to a probe", time.Since(c.heard).Round(time.Millisecond))
-	case err == nil && !draining:
+	case err == nil:
 		c.heard = time.Now()
 	}
 	c.timer.Reset(probeAfter)

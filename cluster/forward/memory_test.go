@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -28,6 +29,7 @@ const (
 	refused        // nobody listens
 	blackout       // packets to it are lost: connecting ends with its context
 	stopped        // the process is stopped: the kernel still accepts
+	deaf           // connecting takes long, whatever its context says
 )
 
 func newMemory() *memory {
@@ -86,6 +88,10 @@ func (m *memory) dial(ctx context.Context, from, addr string) (net.Conn, error) 
 	if f == blackout {
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if f == deaf {
+		time.Sleep(10 * time.Second) // virtual
+		ctx = context.WithoutCancel(ctx)
 	}
 	if l == nil || f == refused {
 		return nil, errors.New("connection refused")
