@@ -118,7 +118,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	reg.WatchJournal(a.journal, engine)
 	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests, a.capacity, talk, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, others.forward, reg, log),
+		newGRPCServer(a.grpc, holder, service, others, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
 	}
 	if cfg.Socket != "" {

@@ -9,8 +9,10 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
@@ -74,8 +76,8 @@ func (a *Agent) newFleet(o options, holder *mtls.Holder, watcher *pmxcfs.Watcher
 
 // clusterName is the name of the cluster, "" while it is not known.
 func clusterName(watcher *pmxcfs.Watcher) string {
-	world, err := watcher.World()
-	if err != nil {
+	world, _ := watcher.Latest()
+	if world == nil {
 		return ""
 	}
 	return world.Members.Cluster
@@ -92,8 +94,8 @@ func (f *fleet) credentials(node string) credentials.TransportCredentials {
 // peer returns the node whose agent calls: its certificate says so, and the cluster has that node. Without certificates,
 // where everybody may do everything anyway, the caller's word is taken.
 func (f *fleet) peer(ctx context.Context) (string, bool) {
-	world, err := f.watcher.World()
-	if err != nil {
+	world, _ := f.watcher.Latest() // who belongs to the cluster does not change while /etc/pve cannot be read
+	if world == nil {
 		return "", false
 	}
 	node, ok := mtls.PeerNode(ctx, world.Members.Cluster)
@@ -102,6 +104,19 @@ func (f *fleet) peer(ctx context.Context) (string, bool) {
 	}
 	_, member := world.Members.Nodes[node]
 	return node, ok && member
+}
+
+// knownAgents refuses what an agent forwards that cannot be recognized now as one of this cluster, because /etc/pve tells
+// of no cluster while pmxcfs restarts. Taken for an ordinary client's, its request would be made in that agent's own name,
+// and make a second VM of a name that is taken.
+func (f *fleet) knownAgents(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if node, forwarded := forward.Claimed(ctx); forwarded && mtls.IsAgent(ctx) {
+		if _, known := f.peer(ctx); !known {
+			return nil, grpcstatus.Errorf(codes.FailedPrecondition, "%s: node %s cannot tell now whether the agent that forwards it for node %s is one of its cluster (no such node in .members)",
+				info.FullMethod, f.self.Name, node)
+		}
+	}
+	return handler(ctx, req)
 }
 
 // Others returns the other nodes of the cluster.

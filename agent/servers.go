@@ -23,7 +23,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
-	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // drainTime is how long requests under way may go on after a stop was asked for. What they wait for goes on without
@@ -38,10 +37,10 @@ type grpcServer struct {
 	ready    chan struct{}
 }
 
-func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *forward.Forwarder, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
 	s := &grpcServer{listener: l, health: grpchealth.NewServer(), ready: make(chan struct{})}
 	options := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.Unary()),
+		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}

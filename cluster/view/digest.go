@@ -46,7 +46,7 @@ type Digest struct {
 
 	Cordoned bool // no new VMs here, please
 	Quorate  bool // the node has quorum
-	Draining bool // its VMs are being moved away
+	Draining bool // its agent is stopping, or its VMs are being moved away
 }
 
 // Noticeable says whether d is so far from what the others have been told that

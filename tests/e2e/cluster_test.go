@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -226,5 +229,35 @@ func TestTheOwnerIsTheClientWhicheverNodeItAsks(t *testing.T) {
 	}
 	if len(list.Records) != 2 || len(owners) != 1 {
 		t.Errorf("records %+v", list.Records)
+	}
+}
+
+// TestAnAgentThatCannotBeRecognized: while pmxcfs restarts, .members names no cluster. Taken for a client, the agent that
+// forwards would make a second VM, in its own name.
+func TestAnAgentThatCannotBeRecognized(t *testing.T) {
+	t.Parallel()
+	c := assemble(t, secure)
+	c.must(c.sim.AddVM(9500, "pve2", map[string]string{"template": "1", "name": "far"}))
+	c.eventually("the template is seen", func() bool {
+		_, err := c.at["pve2"].describe("9500")
+		return err == nil
+	})
+	// With it a node that hears nobody is not one without a cluster.
+	c.must(os.WriteFile(filepath.Join(c.rig.Dir, "pve2", "own", "corosync.conf"), []byte("totem {}\n"), 0o600))
+	members := filepath.Join(c.rig.Dir, "pve2", "own", ".members")
+	whole, err := os.ReadFile(members)
+	c.must(err)
+	alone := []byte(`{"nodename":"pve2","version":0}`)
+	c.must(os.WriteFile(members, alone, 0o600))
+	c.eventually("pve2 knows no cluster", func() bool { return c.at["pve2"].validate() != "" })
+	_, err = c.agent.Provider.Create(c.ctx, request("web-01", from("9500")))
+	refused(t, err, codes.FailedPrecondition, "pve2", ".members")
+	c.must(os.WriteFile(members, whole, 0o600))
+	c.at["pve2"].healthy()
+	c.create(request("web-01", from("9500")))
+	list, err := record.New(record.Config{Dir: c.rig.Dir + "/etc/pve/priv/pve-rigaud"}).List()
+	c.must(err)
+	if len(list.Records) != 1 || strings.HasPrefix(list.Records[0].Owner, "pve-rigaud://") {
+		t.Errorf("records %+v: the owner is the client", list.Records)
 	}
 }
