@@ -244,8 +244,11 @@ func TestDialIsTooLate(t *testing.T) {
 			t.Errorf("got %+v after %v", down, time.Since(start))
 		}
 		time.Sleep(time.Minute)
-		if len(m.conns["pve2:9443"]) != 1 || m.open("pve2:9443") != 0 {
-			t.Errorf("%d connections, %d open", len(m.conns["pve2:9443"]), m.open("pve2:9443"))
+		m.mu.Lock()
+		made := len(m.conns["pve2:9443"])
+		m.mu.Unlock()
+		if open := m.open("pve2:9443"); made != 1 || open != 0 {
+			t.Errorf("%d connections, %d open", made, open)
 		}
 	}, "pve1", "pve2")
 }
