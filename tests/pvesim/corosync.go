@@ -159,9 +159,8 @@ func (c *Cluster) lockedSettle() error {
 	}
 	errs = append(errs, c.tree.settle(now))
 	for _, n := range c.nodes {
-		errs = append(errs, n.setSource(c.tree.source(n.Name)))
+		errs = append(errs, n.setSource(c.tree.source(n.Name)), c.tree.show(n.Name))
 		n.setWritable(now[n.Name].writable)
-		errs = append(errs, c.tree.sweep(n.Name))
 	}
 	c.lockedFence(now)
 	return errors.Join(errs...)

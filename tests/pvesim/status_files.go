@@ -23,8 +23,8 @@ func stampOf(fi fs.FileInfo) stamp {
 // change finds the change.
 func (t *tree) lockedPublish() error {
 	errs := []error{
-		t.lockedReplace(filepath.Join(t.root, ".vmlist"), vmlistText(&t.shown), 0o440),
-		t.lockedReplace(filepath.Join(t.root, ".version"), t.versionText(&t.shown, t.start), 0o440),
+		t.lockedStatus(filepath.Join(t.root, ".vmlist"), vmlistText(&t.shown)),
+		t.lockedStatus(filepath.Join(t.root, ".version"), t.versionText(&t.shown, t.start)),
 	}
 	for _, node := range t.nodes {
 		if v := t.views[node]; v.lag > 0 && v.frozen == nil {
@@ -36,6 +36,18 @@ func (t *tree) lockedPublish() error {
 		errs = append(errs, t.lockedShow(node))
 	}
 	return errors.Join(errs...)
+}
+
+// lockedStatus writes a status file, if it is not what it says already.
+func (t *tree) lockedStatus(path string, text []byte) error {
+	if t.status[path] == string(text) {
+		return nil
+	}
+	if err := t.lockedReplace(path, text, 0o440); err != nil {
+		return err
+	}
+	t.status[path] = string(text)
+	return nil
 }
 
 func vmlistText(s *shown) []byte {

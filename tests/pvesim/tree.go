@@ -36,7 +36,8 @@ type tree struct {
 	clinfo   int
 	stamps   map[string]stamp
 	views    map[string]*nodeView
-	moving   map[int]bool // guests that are between two nodes
+	status   map[string]string // status files as they are
+	moving   map[int]bool      // guests that are between two nodes
 	tmpCount int
 	dirs     map[string]scanned // what the last scan found in each directory
 	scans    int
@@ -67,7 +68,7 @@ func newTree(root string, nodes []string, own map[string]string, ips []netip.Add
 	t := &tree{
 		root: root, nodes: nodes, ips: ips, own: own,
 		start: time.Now().Unix(), clinfo: len(nodes), shown: shown{guests: map[int]guest{}, files: map[string]int{}},
-		stamps: map[string]stamp{}, views: map[string]*nodeView{}, moving: map[int]bool{}, dirs: map[string]scanned{},
+		stamps: map[string]stamp{}, views: map[string]*nodeView{}, moving: map[int]bool{}, status: map[string]string{}, dirs: map[string]scanned{},
 	}
 	for _, f := range tracked {
 		t.files[f] = 1

@@ -50,9 +50,10 @@ type nodeView struct {
 	behind *shown // shown while changes wait in queue
 	queue  []late
 
-	start int64  // of its pmxcfs
-	base  *shown // counters at that start; nil: those of the cluster's start
-	own   bool   // has .vmlist and .version of its own
+	start  int64  // of its pmxcfs
+	base   *shown // counters at that start; nil: those of the cluster's start
+	moving bool   // sees the copy still, for a moment
+	own    bool   // has .vmlist and .version of its own
 }
 
 type late struct {
@@ -117,6 +118,9 @@ func (t *tree) settle(now map[string]standing) error {
 // do: an agent may write a file in place.
 func (t *tree) lockedFreeze(node string) error {
 	v := t.views[node]
+	if err := v.sweep(); err != nil {
+		return err
+	}
 	v.copies++
 	copied := filepath.Join(filepath.Dir(t.own[node]), fmt.Sprintf("cut-%d", v.copies))
 	if err := copyTree(t.root, copied); err != nil {
@@ -129,19 +133,17 @@ func (t *tree) lockedFreeze(node string) error {
 func (t *tree) lockedThaw(node string) {
 	v := t.views[node]
 	v.old = append(v.old, v.copy)
-	v.frozen, v.copy = nil, ""
+	v.frozen, v.copy, v.moving = nil, "", true
 }
 
-// sweep removes the copies that nobody looks at any more.
-func (t *tree) sweep(node string) error {
-	t.mu.Lock()
-	old := t.views[node].old
-	t.views[node].old = nil
-	t.mu.Unlock()
+// sweep removes the copies that nobody looks at any more. The last one stays
+// for a while: a reader may be on its way through it.
+func (v *nodeView) sweep() error {
 	var errs []error
-	for _, dir := range old {
+	for _, dir := range v.old {
 		errs = append(errs, os.RemoveAll(dir))
 	}
+	v.old = nil
 	return errors.Join(errs...)
 }
 
@@ -184,6 +186,9 @@ func copyTree(from, to string) error {
 // the common ones are what it shows.
 func (t *tree) lockedShow(node string) error {
 	v := t.views[node]
+	if v.moving {
+		return nil
+	}
 	if v.frozen == nil && v.behind == nil && v.base == nil {
 		if !v.own {
 			return nil
@@ -198,15 +203,26 @@ func (t *tree) lockedShow(node string) error {
 	}
 	dir := t.own[node]
 	return errors.Join(
-		t.lockedReplace(filepath.Join(dir, ".vmlist"), vmlistText(is), 0o440),
-		t.lockedReplace(filepath.Join(dir, ".version"), t.versionText(is, v.start), 0o440))
+		t.lockedStatus(filepath.Join(dir, ".vmlist"), vmlistText(is)),
+		t.lockedStatus(filepath.Join(dir, ".version"), t.versionText(is, v.start)))
 }
 
-// show is lockedShow for a view that was made anew.
+// show is lockedShow for a view that was made anew or has changed sides.
 func (t *tree) show(node string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.views[node].moving = false
 	return t.lockedShow(node)
+}
+
+// forget takes nothing for granted of what a node's status files say: they
+// were made anew.
+func (t *tree) forget(node string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, name := range statusFiles {
+		delete(t.status, filepath.Join(t.own[node], name))
+	}
 }
 
 // lockedCommon lets a node see the common .vmlist and .version again.
@@ -214,6 +230,7 @@ func (t *tree) lockedCommon(node string) error {
 	var errs []error
 	for _, name := range []string{".version", ".vmlist"} {
 		path := filepath.Join(t.own[node], name)
+		delete(t.status, path)
 		if !t.linked {
 			errs = append(errs, os.Remove(path))
 			continue

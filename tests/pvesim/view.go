@@ -129,6 +129,7 @@ func (c *Cluster) linkView(n *Node) error {
 	if err := linkAll(n.own, links); err != nil {
 		return err
 	}
+	c.tree.forget(n.Name)
 	return c.tree.show(n.Name)
 }
 

@@ -79,9 +79,9 @@ func (n *node) inode(ctx context.Context, name string, st *syscall.Stat_t) *fuse
 }
 
 // entry answers with what is at a name of this directory now.
-func (n *node) entry(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
+func (n *node) entry(ctx context.Context, at *side, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
 	var st syscall.Stat_t
-	if err := syscall.Lstat(n.fs.real(n.child(name)), &st); err != nil {
+	if err := syscall.Lstat(at.real(n.child(name)), &st); err != nil {
 		return nil, fusefs.ToErrno(err)
 	}
 	fill(&out.Attr, n.child(name), &st)
@@ -89,16 +89,22 @@ func (n *node) entry(ctx context.Context, name string, out *fuse.EntryOut) (*fus
 }
 
 // writable refuses changes while there is no quorum.
-func (n *node) writable() syscall.Errno {
-	if n.fs.frozen.Load() {
-		return syscall.EACCES
+func (n *node) writable() (*side, syscall.Errno) {
+	at := n.fs.side.Load()
+	if at.frozen {
+		return nil, syscall.EACCES
 	}
-	return fusefs.OK
+	return at, fusefs.OK
 }
 
 // Lookup implements [fusefs.NodeLookuper].
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
-	return n.entry(ctx, name, out)
+	var inode *fusefs.Inode
+	errno := n.fs.look(func(at *side) (errno syscall.Errno) {
+		inode, errno = n.entry(ctx, at, name, out)
+		return errno
+	})
+	return inode, errno
 }
 
 // Getattr implements [fusefs.NodeGetattrer]. A file held open may have no name
@@ -109,25 +115,28 @@ func (n *node) Getattr(ctx context.Context, h fusefs.FileHandle, out *fuse.AttrO
 		fix(&out.Attr, n.rel())
 		return errno
 	}
-	var st syscall.Stat_t
-	if err := syscall.Lstat(n.fs.real(n.rel()), &st); err != nil {
-		return fusefs.ToErrno(err)
-	}
-	fill(&out.Attr, n.rel(), &st)
-	return fusefs.OK
+	return n.fs.look(func(at *side) syscall.Errno {
+		var st syscall.Stat_t
+		if err := syscall.Lstat(at.real(n.rel()), &st); err != nil {
+			return fusefs.ToErrno(err)
+		}
+		fill(&out.Attr, n.rel(), &st)
+		return fusefs.OK
+	})
 }
 
 // Setattr implements [fusefs.NodeSetattrer]: chmod and chown only to what is
 // so already, truncation, times.
 func (n *node) Setattr(ctx context.Context, h fusefs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return errno
 	}
 	defer n.fs.changed()
 	if errno := n.refuseOwnerAndMode(in); errno != fusefs.OK {
 		return errno
 	}
-	path := n.fs.real(n.rel())
+	path := at.real(n.rel())
 	if size, ok := in.GetSize(); ok {
 		if err := os.Truncate(path, int64(size)); err != nil {
 			return fusefs.ToErrno(err)
@@ -171,25 +180,34 @@ func setTimes(path string, in *fuse.SetAttrIn) syscall.Errno {
 // Open implements [fusefs.NodeOpener]. It always looks at the source, and what
 // is read through it is never cached (direct I/O, as pmxcfs has it).
 func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
+	open := n.fs.look
 	if flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
-		if errno := n.writable(); errno != fusefs.OK {
+		at, errno := n.writable()
+		if errno != fusefs.OK {
 			return nil, 0, errno
 		}
 		defer n.fs.changed()
+		open = func(try func(*side) syscall.Errno) syscall.Errno { return try(at) }
 	}
 	if err := n.fs.pause(ctx); err != nil {
 		return nil, 0, fusefs.ToErrno(err)
 	}
-	fd, err := unix.Open(n.fs.real(n.rel()), int(flags)&^(unix.O_APPEND|fuse.FMODE_EXEC)|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, 0, fusefs.ToErrno(err)
+	fd := -1
+	errno := open(func(at *side) syscall.Errno {
+		var err error
+		fd, err = unix.Open(at.real(n.rel()), int(flags)&^(unix.O_APPEND|fuse.FMODE_EXEC)|unix.O_CLOEXEC, 0)
+		return fusefs.ToErrno(err)
+	})
+	if errno != fusefs.OK {
+		return nil, 0, errno
 	}
 	return n.newFile(fd), fuse.FOPEN_DIRECT_IO, fusefs.OK
 }
 
 // Create implements [fusefs.NodeCreater]. With O_EXCL one of all nodes wins.
 func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fuse.EntryOut) (*fusefs.Inode, fusefs.FileHandle, uint32, syscall.Errno) {
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return nil, nil, 0, errno
 	}
 	defer n.fs.changed()
@@ -197,11 +215,11 @@ func (n *node) Create(ctx context.Context, name string, flags, _ uint32, out *fu
 	if private(n.child(name)) {
 		mode = 0o600
 	}
-	fd, err := unix.Open(n.fs.real(n.child(name)), int(flags)&^unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC, mode)
+	fd, err := unix.Open(at.real(n.child(name)), int(flags)&^unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return nil, nil, 0, fusefs.ToErrno(err)
 	}
-	inode, errno := n.entry(ctx, name, out)
+	inode, errno := n.entry(ctx, at, name, out)
 	if errno != fusefs.OK { // removed again already
 		_ = unix.Close(fd)
 		return nil, nil, 0, errno
@@ -223,7 +241,7 @@ func (n *node) newFile(fd int) file {
 // Write implements [fusefs.FileWriter]: each write of a file needs quorum, not
 // its opening alone.
 func (f file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
-	if f.fs.frozen.Load() {
+	if f.fs.side.Load().frozen {
 		return 0, syscall.EACCES
 	}
 	defer f.fs.changed()
@@ -235,32 +253,35 @@ func (file) PassthroughFd() (int, bool) { return 0, false }
 
 // Mkdir implements [fusefs.NodeMkdirer]: the lock of the cluster.
 func (n *node) Mkdir(ctx context.Context, name string, _ uint32, out *fuse.EntryOut) (*fusefs.Inode, syscall.Errno) {
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return nil, errno
 	}
 	defer n.fs.changed()
-	if err := os.Mkdir(n.fs.real(n.child(name)), 0o755); err != nil {
+	if err := os.Mkdir(at.real(n.child(name)), 0o755); err != nil {
 		return nil, fusefs.ToErrno(err)
 	}
-	return n.entry(ctx, name, out)
+	return n.entry(ctx, at, name, out)
 }
 
 // Rmdir implements [fusefs.NodeRmdirer].
 func (n *node) Rmdir(_ context.Context, name string) syscall.Errno {
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return errno
 	}
 	defer n.fs.changed()
-	return fusefs.ToErrno(unix.Rmdir(n.fs.real(n.child(name))))
+	return fusefs.ToErrno(unix.Rmdir(at.real(n.child(name))))
 }
 
 // Unlink implements [fusefs.NodeUnlinker].
 func (n *node) Unlink(_ context.Context, name string) syscall.Errno {
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return errno
 	}
 	defer n.fs.changed()
-	return fusefs.ToErrno(unix.Unlink(n.fs.real(n.child(name))))
+	return fusefs.ToErrno(unix.Unlink(at.real(n.child(name))))
 }
 
 // Rename implements [fusefs.NodeRenamer]; pmxcfs knows no flags.
@@ -269,17 +290,23 @@ func (n *node) Rename(_ context.Context, name string, newParent fusefs.InodeEmbe
 	if !ok || flags != 0 {
 		return syscall.EINVAL
 	}
-	if errno := n.writable(); errno != fusefs.OK {
+	at, errno := n.writable()
+	if errno != fusefs.OK {
 		return errno
 	}
 	defer n.fs.changed()
-	return fusefs.ToErrno(os.Rename(n.fs.real(n.child(name)), n.fs.real(to.child(newName))))
+	return fusefs.ToErrno(os.Rename(at.real(n.child(name)), at.real(to.child(newName))))
 }
 
 // Readlink implements [fusefs.NodeReadlinker].
 func (n *node) Readlink(context.Context) ([]byte, syscall.Errno) {
-	target, err := os.Readlink(n.fs.real(n.rel()))
-	return []byte(target), fusefs.ToErrno(err)
+	var target string
+	errno := n.fs.look(func(at *side) syscall.Errno {
+		var err error
+		target, err = os.Readlink(at.real(n.rel()))
+		return fusefs.ToErrno(err)
+	})
+	return []byte(target), errno
 }
 
 // Readdir implements [fusefs.NodeReaddirer].
@@ -288,18 +315,25 @@ func (n *node) Readdir(ctx context.Context) (fusefs.DirStream, syscall.Errno) {
 		return nil, fusefs.ToErrno(err)
 	}
 	var list []fuse.DirEntry
-	dirs := []string{filepath.Join(*n.fs.source.Load(), n.rel())}
-	if n.IsRoot() && n.fs.cfg.View != "" {
-		dirs = append(dirs, n.fs.cfg.View)
-	}
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, fusefs.ToErrno(err)
+	errno := n.fs.look(func(at *side) syscall.Errno {
+		list = nil
+		dirs := []string{filepath.Join(at.source, n.rel())}
+		if n.IsRoot() && at.view != "" {
+			dirs = append(dirs, at.view)
 		}
-		for _, e := range entries {
-			list = append(list, fuse.DirEntry{Name: e.Name(), Mode: fileType(e.Type())})
+		for _, dir := range dirs {
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				return fusefs.ToErrno(err)
+			}
+			for _, e := range entries {
+				list = append(list, fuse.DirEntry{Name: e.Name(), Mode: fileType(e.Type())})
+			}
 		}
+		return fusefs.OK
+	})
+	if errno != fusefs.OK {
+		return nil, errno
 	}
 	slices.SortStableFunc(list, func(a, b fuse.DirEntry) int { return strings.Compare(a.Name, b.Name) })
 	list = slices.CompactFunc(list, func(a, b fuse.DirEntry) bool { return a.Name == b.Name })

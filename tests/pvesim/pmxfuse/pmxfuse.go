@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
@@ -70,11 +71,10 @@ const cacheTime = time.Second
 // may live in a bubble of [testing/synctest] while its server does not.
 type FS struct {
 	cfg    Config
-	source atomic.Pointer[string]
+	side   atomic.Pointer[side]
 	root   *node
 	server *fuse.Server
 	delay  atomic.Int64 // nanoseconds
-	frozen atomic.Bool  // no quorum
 	stop   chan struct{}
 	done   chan struct{} // closed when the server has ended
 
@@ -109,7 +109,7 @@ func Mount(ctx context.Context, cfg Config) (*FS, error) {
 // start mounts, with all that goes with it.
 func start(cfg Config) (*FS, error) {
 	f := &FS{cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
-	f.source.Store(&cfg.Source)
+	f.side.Store(&side{source: cfg.Source, view: cfg.View})
 	f.SetReadDelay(cfg.ReadDelay)
 	if err := possible(); err != nil {
 		return nil, err
@@ -219,7 +219,36 @@ func (f *FS) SetReadDelay(d time.Duration) { f.delay.Store(int64(d)) }
 
 // SetQuorate says whether the node has quorum: without it everything can be
 // read, and every change is refused with EACCES. At the beginning it has.
-func (f *FS) SetQuorate(quorate bool) { f.frozen.Store(!quorate) }
+func (f *FS) SetQuorate(quorate bool) { f.switchTo(func(s *side) { s.frozen = !quorate }) }
+
+// side is where the node stands. Every call takes one look at it and keeps to
+// it: what began with quorum is done to the tree that all share, or not at all.
+type side struct {
+	source string
+	view   string
+	frozen bool // no quorum
+}
+
+// look carries a read out, once more if nothing is there: the view may have
+// changed sides in between, and what is behind a name with it.
+func (f *FS) look(try func(*side) syscall.Errno) syscall.Errno {
+	errno := try(f.side.Load())
+	if errno == syscall.ENOENT {
+		errno = try(f.side.Load())
+	}
+	return errno
+}
+
+func (f *FS) switchTo(change func(*side)) {
+	for {
+		was := f.side.Load()
+		next := *was
+		change(&next)
+		if f.side.CompareAndSwap(was, &next) {
+			return
+		}
+	}
+}
 
 // SetSource puts another tree behind the view, from one call to the next. Files
 // that are open stay what they are.
@@ -227,7 +256,7 @@ func (f *FS) SetSource(dir string) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("source %q is not an absolute path", dir)
 	}
-	f.source.Store(&dir)
+	f.switchTo(func(s *side) { s.source = dir })
 	return nil
 }
 
@@ -259,14 +288,14 @@ func (f *FS) detach() error {
 func (f *FS) Done() <-chan struct{} { return f.done }
 
 // real is the path behind a name in the view, given relative to its top.
-func (f *FS) real(rel string) string {
-	if f.cfg.View != "" && filepath.Dir(rel) == "." && rel != "." && rel != "" {
-		own := filepath.Join(f.cfg.View, rel)
+func (s *side) real(rel string) string {
+	if s.view != "" && filepath.Dir(rel) == "." && rel != "." && rel != "" {
+		own := filepath.Join(s.view, rel)
 		if _, err := os.Lstat(own); err == nil {
 			return own
 		}
 	}
-	return filepath.Join(*f.source.Load(), rel)
+	return filepath.Join(s.source, rel)
 }
 
 // pause spends the read delay. The runtime's timers cannot do less than one
