@@ -208,8 +208,8 @@ func TestSlowProbe(t *testing.T) {
 			defer close(done)
 			mustCall(t, manager, "slow")
 		}()
-		for range 300 {
-			time.Sleep(200 * time.Millisecond)
+		for range 150 {
+			time.Sleep(400 * time.Millisecond) // a probe is under way by then
 			mustCall(t, manager, "quick")
 		}
 		<-done
