@@ -41,6 +41,8 @@ func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderSer
 	s := &grpcServer{listener: l, health: grpchealth.NewServer(), ready: make(chan struct{})}
 	options := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
+		// Fixed windows: gRPC would send a ping with each call to find the best ones, and no answer here is large.
+		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(1 << 20),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}

@@ -1,6 +1,9 @@
 package mtls
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // IsAgent reports whether the caller's certificate is that of some node's agent, of whatever cluster. Which node's, and
 // whether it is one of ours, PeerNode tells.
@@ -10,7 +13,7 @@ func IsAgent(ctx context.Context) bool {
 		return false
 	}
 	for _, u := range cert.URIs {
-		if u.Scheme == uriScheme {
+		if u.Scheme == uriScheme && strings.HasPrefix(u.Path, nodePath) {
 			return true
 		}
 	}

@@ -115,7 +115,7 @@ func TestMarkerOfAClient(t *testing.T) {
 }
 
 // An agent that comes without a marker is a client like others, and one that
-// names no client has none.
+// names no client is refused: nobody would be the owner of what is made for it.
 func TestPeerWithoutMarker(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		w.owns("pve3", "there")
@@ -128,11 +128,11 @@ func TestPeerWithoutMarker(t *testing.T) {
 		w.owns("pve1", "here")
 		noClient := metadata.AppendToOutgoingContext(t.Context(), markerKey, "pve2")
 		resp, err = call(noClient, cc, "here")
-		if err != nil || resp.GetUsername() != "" || resp.GetServerId() != "pve2" {
+		if status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("got %v, %v", resp, err)
 		}
 		// Who it is, its certificate says, not its marker.
-		other := metadata.AppendToOutgoingContext(t.Context(), markerKey, "pve3")
+		other := metadata.AppendToOutgoingContext(t.Context(), markerKey, "pve3", clientKey, "manager")
 		resp, err = call(other, cc, "here")
 		if err != nil || resp.GetServerId() != "pve2" {
 			t.Errorf("got %v, %v", resp, err)

@@ -4,7 +4,9 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // What agents tell each other beside requests and answers.
@@ -79,10 +81,11 @@ func (f *Forwarder) received(ctx context.Context) (_ context.Context, ok bool, e
 	if !isPeer {
 		return ctx, false, nil
 	}
-	o := origin{node: node, part: len(metadata.ValueFromIncomingContext(ctx, partKey)) > 0}
-	if client := metadata.ValueFromIncomingContext(ctx, clientKey); len(client) == 1 {
-		o.client = client[0]
+	client := metadata.ValueFromIncomingContext(ctx, clientKey)
+	if len(client) != 1 {
+		return ctx, false, status.Errorf(codes.FailedPrecondition, "node %s forwards this without saying for which client", node)
 	}
+	o := origin{node: node, client: client[0], part: len(metadata.ValueFromIncomingContext(ctx, partKey)) > 0}
 	err = grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, f.cfg.Node))
 	return context.WithValue(ctx, originOf{}, o), true, err
 }
