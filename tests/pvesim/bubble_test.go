@@ -186,3 +186,18 @@ func TestBubbleFaults(t *testing.T) {
 		}
 	})
 }
+
+// TestBubbleOpenFile: who keeps a file of a dead node open does not stop time for ever.
+func TestBubbleOpenFile(t *testing.T) {
+	bubble(t, func(cfg *pvesim.Config) { cfg.VMs = 0 }, func(t *testing.T, c *pvesim.Cluster, _ *pvesim.Memory) {
+		f, err := os.Open(filepath.Join(c.Node("pve2").PMXCFS, ".members"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, c, "node pve2 off")
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		run(t, c, "node pve2 on")
+	})
+}

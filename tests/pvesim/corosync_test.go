@@ -165,6 +165,9 @@ func TestCutOffNode(t *testing.T) {
 			if r := cl.do("POST /nodes/pve1/qemu/9000/clone", "newid=600"); r.Status != 500 || !strings.Contains(r.Reason, "no quorum") {
 				t.Errorf("cut off, a clone: %d %s", r.Status, r.Reason)
 			}
+			if r := cl.do("POST /cluster/ha/resources", "sid=vm:100"); r.Status != 500 {
+				t.Errorf("cut off, a VM given to HA: %d %s", r.Status, r.Reason)
+			}
 			cl.must("GET /nodes/pve1/qemu/100/config", "")
 			if r := cl.do("GET /nodes/pve2/qemu/101/config", ""); r.Status != 595 {
 				t.Errorf("the other side through the API: %d %s", r.Status, r.Reason)

@@ -132,6 +132,9 @@ func (c *Cluster) haTask(rq *request, kind, state, verb string) string {
 	vmid := rq.vmid()
 	return c.fork(rq.node.Name, kind, itoa(vmid), rq.who, work{run: func(_ context.Context, t *Task) error {
 		t.logf("Requesting HA %s for VM %d", verb, vmid)
+		if err := c.needQuorum(rq.node); err != nil {
+			return err
+		}
 		if err := c.AddHA(vmid, state); err != nil {
 			return err
 		}
@@ -209,6 +212,9 @@ func (c *Cluster) haAdd(_ context.Context, rq *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.needQuorum(rq.via); err != nil {
+		return nil, err
+	}
 	if c.haConfigured(vmid) {
 		return nil, dief("resource ID 'vm:%d' already defined", vmid)
 	}
@@ -218,6 +224,9 @@ func (c *Cluster) haAdd(_ context.Context, rq *request) (any, error) {
 func (c *Cluster) haSet(_ context.Context, rq *request) (any, error) {
 	vmid, err := haSID(rq.vars["sid"])
 	if err != nil {
+		return nil, err
+	}
+	if err := c.needQuorum(rq.via); err != nil {
 		return nil, err
 	}
 	if !c.haConfigured(vmid) {
@@ -243,6 +252,9 @@ func (c *Cluster) haChange(rq *request, vmid int) error {
 func (c *Cluster) haDelete(_ context.Context, rq *request) (any, error) {
 	vmid, err := haSID(rq.vars["sid"])
 	if err != nil {
+		return nil, err
+	}
+	if err := c.needQuorum(rq.via); err != nil {
 		return nil, err
 	}
 	if !c.haConfigured(vmid) {

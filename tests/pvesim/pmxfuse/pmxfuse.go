@@ -88,21 +88,10 @@ func Mount(ctx context.Context, cfg Config) (*FS, error) {
 		return nil, fmt.Errorf("mount %s: %w", cfg.MountPoint, err)
 	}
 	var (
-		f    *FS
-		err  error
-		done sync.Mutex // unlocked when Mount is done: a channel would belong to the caller's bubble
+		f   *FS
+		err error
 	)
-	work := func() {
-		defer done.Unlock()
-		f, err = start(cfg)
-	}
-	done.Lock()
-	if cfg.Go != nil {
-		cfg.Go(work)
-	} else {
-		work()
-	}
-	done.Lock()
+	cfg.outside(func() { f, err = start(cfg) })
 	return f, err
 }
 
@@ -270,12 +259,52 @@ func (f *FS) Unmount(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", f.cfg.MountPoint, err)
 	}
-	select {
-	case <-f.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("unmount %s: files are still open: %w", f.cfg.MountPoint, ctx.Err())
+	if err := f.wait(ctx); err != nil {
+		return fmt.Errorf("unmount %s: files are still open: %w", f.cfg.MountPoint, err)
 	}
+	return nil
+}
+
+// patience is how long Unmount waits for files to be closed where ctx cannot
+// end the wait: virtual time stands still meanwhile.
+const patience = 2 * time.Second
+
+// wait waits for the server's end.
+func (f *FS) wait(ctx context.Context) (err error) {
+	if f.cfg.Go == nil {
+		select {
+		case <-f.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	f.cfg.outside(func() {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case <-f.done:
+		case <-timer.C:
+			err = context.DeadlineExceeded
+		}
+	})
+	return err
+}
+
+// outside runs work to its end where Config.Go runs things. A mutex tells of
+// the end: a channel would belong to the caller's bubble.
+func (c Config) outside(work func()) {
+	if c.Go == nil {
+		work()
+		return
+	}
+	var done sync.Mutex
+	done.Lock()
+	c.Go(func() {
+		defer done.Unlock()
+		work()
+	})
+	done.Lock() //nolint:staticcheck // unlocked by the other goroutine
 }
 
 func (f *FS) detach() error {
