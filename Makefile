@@ -53,6 +53,7 @@ lint:
 
 bench:
 	go run ./tests/bench
+	go test -count=1 -run '^TestSpread$$' -v ./cluster
 
 demo: build
 	go run ./tests/demo

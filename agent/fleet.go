@@ -65,7 +65,7 @@ func (a *Agent) newFleet(o options, holder *mtls.Holder, watcher *pmxcfs.Watcher
 		Node: a.cfg.Node, Services: []string{providerpb.Provider_ServiceDesc.ServiceName},
 		Router: route.New(route.Config{
 			Node: a.cfg.Node, Watcher: watcher, Records: records, Client: clientIdentity, Source: guests.SourceNode,
-			Quorate: talk.Quorate, Status: provider.Status,
+			Quorate: talk.Quorate, Stranger: talk.Stranger, Status: provider.Status,
 		}),
 		Address: talk.Address, Credentials: f.credentials, Peer: f.peer, Client: callerIdentity,
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return a.network.Dial(ctx, "tcp", addr) },

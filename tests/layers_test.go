@@ -78,7 +78,8 @@ var rooms = map[string]room{
 	"tests":                {},
 	"tests/bench":          {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
 	"tests/demo":           {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
-	"tests/e2e":            {tests: "agent agent/config agent/nodepb agent/ops agent/providerpb agent/record qmp/qga"},
+	"tests/e2e":            {tests: "agent agent/config agent/nodepb agent/ops agent/providerpb agent/record cluster qmp/qga"},
+	"tests/netns":          {imports: "agent/providerpb tests/pvesim tests/scenario"},
 	"tests/payloads":       {},
 	"tests/rig":            {imports: "agent agent/config agent/providerpb tests/pvesim"},
 	"tests/guestimage":     {},
@@ -90,6 +91,7 @@ var rooms = map[string]room{
 	"tests/pvesim/vmconf":  {},
 	"tests/skips":          {},
 
+	"tests/scenario":        {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/scenario/fabric", tests: "tests/pvesim/pmxfuse"},
 	"tests/scenario/fabric": {},
 }
 

@@ -220,19 +220,34 @@ func (g *Gossip) Peer(node string) (cluster.Peer, bool) {
 	return cluster.Peer{}, false
 }
 
-// Quorate returns the nodes whose agents say that they have quorum, the freshest first.
+// Quorate returns the nodes whose agents say that they have quorum, the one that said so last in front.
 func (g *Gossip) Quorate() []string {
 	var able []cluster.Peer
 	for _, p := range g.Peers() {
-		if p.Alive && !p.Self && p.State.Digest.Quorate {
+		if p.Alive && p.Compatible && !p.Self && p.State.Digest.Quorate {
 			able = append(able, p)
 		}
 	}
+	slices.SortStableFunc(able, func(a, b cluster.Peer) int { return b.State.DigestAt.Compare(a.State.DigestAt) })
 	names := make([]string, 0, len(able))
 	for _, p := range able {
 		names = append(names, p.Name)
 	}
 	return names
+}
+
+// Stranger says in words why the agent of a node is not to be asked although it may live, "" if it is: the two have no
+// version of the protocol between agents in common.
+func (g *Gossip) Stranger(node string) string {
+	p, ok := g.Peer(node)
+	if !ok || p.Compatible {
+		return ""
+	}
+	if p.Version == "" {
+		return "what its agent says of itself cannot be read here: upgrade the older one of the two"
+	}
+	return fmt.Sprintf("its agent is pve-rigaud %s, which speaks the protocol versions %d to %d, and this one %d to %d: upgrade the older one",
+		p.Version, p.Protocol.Min, p.Protocol.Max, g.cfg.Protocol.Min, g.cfg.Protocol.Max)
 }
 
 // Address returns where the agent of a node answers: as it says itself, else at its address in .members, with our own
@@ -242,8 +257,8 @@ func (g *Gossip) Address(node string) (string, bool) {
 	if err == nil && world.Quorate && !world.Online(node) {
 		return "", false
 	}
-	if p, ok := g.Peer(node); ok && p.Address.IsValid() {
-		return p.Address.String(), true
+	if p, ok := g.Peer(node); ok && (p.Address.IsValid() || !p.Compatible) {
+		return p.Address.String(), p.Compatible
 	}
 	if err != nil {
 		return "", false

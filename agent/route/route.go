@@ -28,6 +28,8 @@ type Config struct {
 	Source func(ctx context.Context, image spec.Image) (string, error)
 	// Quorate returns the nodes whose agents say that they have quorum, the one to ask first in front.
 	Quorate func() []string
+	// Stranger says in words why a node's agent is never asked, "" if it is.
+	Stranger func(node string) string
 	// Status turns an error into the status a client gets.
 	Status func(error) error
 }

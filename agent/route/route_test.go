@@ -57,7 +57,8 @@ func newPVE(t *testing.T) *pve {
 			}
 			return "", errors.New("no such template")
 		},
-		Quorate: func() []string { return nil },
+		Quorate:  func() []string { return nil },
+		Stranger: func(node string) string { return map[string]string{"pve3": "it is too old"}[node] },
 		Status: func(err error) error {
 			code := codes.FailedPrecondition
 			if fault.Of(err) == fault.Internal {
@@ -310,9 +311,13 @@ func TestUnreachable(t *testing.T) {
 			}
 		}
 	}
+	_, err := p.Unreachable(t.Context(), forward.Unreachable{Method: pb.Provider_Describe_FullMethodName, Req: &pb.DescribeRequest{Id: "500"}, Node: "pve3"})
+	if err == nil || !strings.Contains(err.Error(), "it is too old") {
+		t.Errorf("%v", err)
+	}
 	p.offline["pve2"] = true
 	p.sync()
-	_, err := p.Unreachable(t.Context(), forward.Unreachable{
+	_, err = p.Unreachable(t.Context(), forward.Unreachable{
 		Method: pb.Provider_Describe_FullMethodName, Req: &pb.DescribeRequest{Id: "500-01234567"}, Node: "pve2",
 	})
 	if err == nil || !strings.Contains(err.Error(), "500-01234567") || !strings.Contains(err.Error(), "offline in the cluster since") {

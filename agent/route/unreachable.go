@@ -32,6 +32,9 @@ func (r *Router) silence(ctx context.Context, u forward.Unreachable) string {
 			return "is offline in the cluster since " + stamp(since)
 		}
 	}
+	if why := r.cfg.Stranger(u.Node); why != "" {
+		return "cannot be asked: " + why
+	}
 	text := "is online, but its agent does not answer"
 	if !u.Since.IsZero() {
 		text += " since " + stamp(u.Since)

@@ -13,7 +13,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/pve-rigaud/pve-rigaud/agent"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/cluster"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
 )
 
@@ -260,4 +262,23 @@ func TestAnAgentThatCannotBeRecognized(t *testing.T) {
 	if len(list.Records) != 1 || strings.HasPrefix(list.Records[0].Owner, "pve-rigaud://") {
 		t.Errorf("records %+v: the owner is the client", list.Records)
 	}
+}
+
+// TestAnAgentOfAnotherVersion: with nothing in common the two do not guess, and say what to do.
+func TestAnAgentOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	s := raise(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+	s.must(s.sim.AddVM(500, "pve2", nil))
+	s.startAgent()
+	other := s.startAgentOn("pve2", setting{options: []agent.Option{agent.WithProtocol("9.0", cluster.Protocols{Min: 7, Max: 9})}})
+	s.eventually("gossip has told", func() bool {
+		_, err := s.describe("500")
+		return err != nil && strings.Contains(err.Error(), "9.0")
+	})
+	_, err := s.describe("500")
+	refused(t, err, codes.FailedPrecondition, "500", "pve2", "versions 7 to 9", "upgrade")
+	// One of a newer version that still speaks ours is asked.
+	s.must(other.Stop())
+	s.startAgentOn("pve2", setting{options: []agent.Option{agent.WithProtocol("9.1", cluster.Protocols{Min: 1, Max: 9})}})
+	s.eventually("it is asked", func() bool { d, err := s.describe("500"); return err == nil && d.GetExists() })
 }
