@@ -168,6 +168,25 @@ func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
 	if clone == nil {
 		return nil, nil
 	}
+	upid, err := m.awaitOwnClone(ctx, *clone)
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	conf, rerr := m.confHere(ctx, m.vmid())
+	if rerr == nil && conf == nil && err == nil && upid != "" { // it was made well, and is not here
+		rerr = m.goneFromCluster(ctx, target{id: m.memo.Record.ID(), is: m.isOurs, made: true})
+	}
+	if rerr != nil || conf == nil {
+		return nil, rerr
+	}
+	if !m.isOurs(conf) || pve.KindOf(err) == pve.KindExists {
+		return nil, nil
+	}
+	return conf, nil
+}
+
+// awaitOwnClone waits for the end of our clone and returns its task, "" if there was none.
+func (m *making) awaitOwnClone(ctx context.Context, clone ops.Step) (pve.UPID, error) {
 	upid := pve.UPID(clone.UPID)
 	err := ops.Retry(ctx, underWay, func(ctx context.Context) (err error) {
 		if upid == "" {
@@ -177,17 +196,7 @@ func (m *making) leftovers(ctx context.Context) (*pmxcfs.Conf, error) {
 		}
 		return m.cfg.PVE.Wait(ctx, upid)
 	})
-	if ctx.Err() != nil {
-		return nil, err
-	}
-	conf, rerr := m.confHere(ctx, m.vmid())
-	if rerr != nil || conf == nil {
-		return nil, rerr
-	}
-	if !m.isOurs(conf) || pve.KindOf(err) == pve.KindExists {
-		return nil, nil
-	}
-	return conf, nil
+	return upid, err
 }
 
 // isOurs reports whether the config under our number is of what we make: it has our uuid, or it is a clone that has not

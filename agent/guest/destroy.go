@@ -82,7 +82,7 @@ func (g *Guests) destroyWhole(ctx context.Context, id record.ID, order removal) 
 		return err
 	}
 	if conf == nil || !t.is(conf) {
-		if err := g.goneFromCluster(ctx, id); err != nil {
+		if err := g.goneFromCluster(ctx, t); err != nil {
 			return err
 		}
 		return g.removeVolumes(ctx, id.VMID, order.Volumes)
@@ -95,8 +95,9 @@ func (g *Guests) destroyWhole(ctx context.Context, id record.ID, order removal) 
 }
 
 // goneFromCluster makes sure that a VM which this node does not have is not on another one: it may have been migrated
-// between the request and the operation.
-func (g *Guests) goneFromCluster(ctx context.Context, id record.ID) error {
+// between the request and the operation, or while its making was interrupted.
+func (g *Guests) goneFromCluster(ctx context.Context, t target) error {
+	id := t.id
 	err := g.cfg.Watcher.Refresh(ctx) // or what is known may still have it here
 	if err != nil {
 		return fault.New(fault.Precondition, "delete %s: %w", id, err)
@@ -115,10 +116,28 @@ func (g *Guests) goneFromCluster(ctx context.Context, id record.ID) error {
 	if err != nil {
 		return fault.New(fault.Precondition, "delete %s: %w", id, err)
 	}
-	if vm.Node != g.cfg.Node && vm.Conf != nil && id.UUID8 != "" && id.Fits(vm.ID, vm.Conf.SMBIOSUUID()) {
+	switch {
+	case vm.Node == g.cfg.Node || vm.Conf == nil || !t.is(vm.Conf):
+		return nil // another machine has the number
+	case t.made && !id.Fits(vm.ID, vm.Conf.SMBIOSUUID()):
+		return g.destroyElsewhere(ctx, t, vm.Node)
+	default:
 		return fault.New(fault.Aborted, "delete %s: it has moved to node %s: ask the agent there", id, vm.Node)
 	}
-	return nil // another machine has the number
+}
+
+// destroyElsewhere destroys a half-made VM of ours that somebody has migrated to another node. The agent there would not
+// know what it is; PVE passes our call on.
+func (g *Guests) destroyElsewhere(ctx context.Context, t target, node string) error {
+	g.log.WarnContext(ctx, "half-made VM was migrated, it is destroyed where it is", "vm", t.id.VMID, "on", node)
+	u, err := g.cfg.PVE.Destroy(ctx, node, t.id.VMID, pve.DestroyParams{Purge: true})
+	if err == nil {
+		err = g.cfg.PVE.Wait(ctx, u)
+	}
+	if err != nil {
+		return explainDestroy(t, err)
+	}
+	return nil
 }
 
 // awaitClone waits for the end of the clone that makes rec's VM, if its operation was lost and the clone goes on:
@@ -155,7 +174,7 @@ func (g *Guests) destroy(ctx context.Context, t target) error {
 		return explainDestroy(t, err)
 	}
 	if !destroyed { // it was gone when we came, or its answer is lost
-		if err := g.goneFromCluster(ctx, t.id); err != nil {
+		if err := g.goneFromCluster(ctx, t); err != nil {
 			return err
 		}
 	}
