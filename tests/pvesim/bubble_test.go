@@ -176,9 +176,16 @@ func TestBubbleFaults(t *testing.T) {
 			if err := claim("pve3", name); !errors.Is(err, syscall.EEXIST) {
 				t.Errorf("claim after the return: %v", err)
 			}
-			// The kernel remembers nothing: what was removed elsewhere can be made here.
+			// The kernel remembers nothing: what was removed elsewhere is gone here, and can be made.
+			at := filepath.Join(c.Node("pve3").PMXCFS, "priv", name)
+			if _, err := os.Stat(at); err != nil {
+				t.Error(err)
+			}
 			if err := os.Remove(filepath.Join(c.Node("pve2").PMXCFS, "priv", name)); err != nil {
 				t.Fatal(err)
+			}
+			if _, err := os.Stat(at); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("removed elsewhere: %v", err)
 			}
 			if err := claim("pve3", name); err != nil {
 				t.Errorf("claim of what was removed elsewhere: %v", err)

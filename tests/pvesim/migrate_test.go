@@ -115,9 +115,9 @@ func TestMigrationGap(t *testing.T) {
 			return list(t, n).IDs["101"].Node, file
 		}
 		done := make(chan error, 1)
-		go func() { done <- c.Migrate(101, "pve1", pvesim.MigrateOptions{Gap: 4 * time.Second}) }()
+		go func() { done <- c.Migrate(101, "pve1", pvesim.MigrateOptions{Gap: 40 * time.Second}) }()
 		for _, want := range [][2]string{{"", "pve2"}, {"", "pve1"}, {"pve1", "pve1"}} {
-			time.Sleep(1500 * time.Millisecond) //nolint:forbidigo // virtual time
+			time.Sleep(15 * time.Second) //nolint:forbidigo // virtual time
 			if listed, file := where(); listed != want[0] || file != want[1] {
 				t.Errorf("listed at %q, file at %q, want %q", listed, file, want)
 			}
