@@ -1,0 +1,9 @@
+//go:build !soak && !race
+
+package scenario
+
+// seeds are those of the walks.
+var seeds = seedsUpTo(6)
+
+// thorough tells every story.
+const thorough = true
