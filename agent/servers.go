@@ -29,6 +29,9 @@ import (
 // them: a repeat of the request joins it.
 const drainTime = 10 * time.Second
 
+// streamWorkers is how many calls are handled by goroutines that are kept; more at once have one of their own.
+const streamWorkers = 16
+
 // grpcServer serves provider.v1.Provider and grpc.health.v1.Health.
 type grpcServer struct {
 	listener net.Listener
@@ -41,6 +44,8 @@ func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderSer
 	s := &grpcServer{listener: l, health: grpchealth.NewServer(), ready: make(chan struct{})}
 	options := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
+		// Goroutines that are used again keep their stacks, which would else grow anew with each call.
+		grpc.NumStreamWorkers(streamWorkers),
 		// Fixed windows: gRPC would send a ping with each call to find the best ones, and no answer here is large.
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(1 << 20),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),

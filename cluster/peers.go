@@ -43,6 +43,15 @@ func (c *Cluster) Peer(name string) (Peer, bool) {
 	return c.lockedState(p), known
 }
 
+// Agent is Peer without State, which takes more time to put together than a
+// request to the node does.
+func (c *Cluster) Agent(name string) (Peer, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, known := c.peers[name]
+	return p, known
+}
+
 // Changed is closed at the next change of who is alive, or of how a node
 // presents itself.
 func (c *Cluster) Changed() <-chan struct{} {

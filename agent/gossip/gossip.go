@@ -212,10 +212,10 @@ func (g *Gossip) Peers() []cluster.Peer {
 	return nil
 }
 
-// Peer returns what is known of the agent of a node.
-func (g *Gossip) Peer(node string) (cluster.Peer, bool) {
+// agent returns how a node's agent presents itself.
+func (g *Gossip) agent(node string) (cluster.Peer, bool) {
 	if c := g.current.Load(); c != nil {
-		return c.Peer(node)
+		return c.Agent(node)
 	}
 	return cluster.Peer{}, false
 }
@@ -239,7 +239,7 @@ func (g *Gossip) Quorate() []string {
 // Stranger says in words why the agent of a node is not to be asked although it may live, "" if it is: the two have no
 // version of the protocol between agents in common.
 func (g *Gossip) Stranger(node string) string {
-	p, ok := g.Peer(node)
+	p, ok := g.agent(node)
 	if !ok || p.Compatible {
 		return ""
 	}
@@ -257,7 +257,7 @@ func (g *Gossip) Address(node string) (string, bool) {
 	if err == nil && world.Quorate && !world.Online(node) {
 		return "", false
 	}
-	if p, ok := g.Peer(node); ok && (p.Address.IsValid() || !p.Compatible) {
+	if p, ok := g.agent(node); ok && (p.Address.IsValid() || !p.Compatible) {
 		return p.Address.String(), p.Compatible
 	}
 	if err != nil {

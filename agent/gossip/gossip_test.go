@@ -137,7 +137,7 @@ func TestGossipBegins(t *testing.T) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, ok := g.Peer("pve1"); ok {
+		if _, ok := g.agent("pve1"); ok {
 			break
 		}
 		select {

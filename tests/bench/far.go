@@ -39,8 +39,9 @@ func (b *bench) far(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, callers := range []int{1, 10} {
-		if err := b.forwarded(ctx, near, callers, here, there); err != nil {
+	// Many callers share two processors with three processes instead of two, whatever a request costs.
+	for callers, bound := range map[int]float64{1: 2.2, 10: 3} {
+		if err := b.forwarded(ctx, near, callers, bound, here, there); err != nil {
 			return err
 		}
 	}
@@ -70,7 +71,7 @@ func byNode(ctx context.Context, p *process) (here, there []string, err error) {
 }
 
 // forwarded loads one agent with Describe of its own and of the other node's VMs in turn.
-func (b *bench) forwarded(ctx context.Context, agent *process, callers int, here, there []string) error {
+func (b *bench) forwarded(ctx context.Context, agent *process, callers int, bound float64, here, there []string) error {
 	var ratios []float64
 	var shown sample
 	for range rounds {
@@ -85,7 +86,7 @@ func (b *bench) forwarded(ctx context.Context, agent *process, callers int, here
 		ratios = append(ratios, float64(far.p50)/float64(local.p50))
 		shown = far
 	}
-	b.ratio(fmt.Sprintf("Describe through the wrong node, %d callers: p50 (%s) of a local one's", callers, shown.p50.Round(time.Microsecond)), median(ratios), 2.2, false)
+	b.ratio(fmt.Sprintf("Describe through the wrong node, %d callers: p50 (%s) of a local one's", callers, shown.p50.Round(time.Microsecond)), median(ratios), bound, false)
 	return nil
 }
 
