@@ -1,9 +1,13 @@
 // Package spec turns what the manager wrote (JSON inside the request's fields) into a typed wish.
 //
 // It is pure: no I/O, no clock. It is strict where that protects (types, ranges, unknown enum values are errors that
-// name the payload and the field) and tolerant where the manager is (null, absent and unknown keys are fine). Keys
-// are the Go field names of VirtRigaud's contracts package, which carry no JSON tags; encoding/json matches them
-// without regard to case.
+// name the payload and the field) and tolerant where the manager is: null, absent and empty are fine, and unknown keys
+// are returned beside the wish, for a log.
+//
+// The manager writes two dialects. Create and Reconfigure carry VirtRigaud's contracts package, whose types have no
+// JSON tags: keys are capitalised, sizes are whole MiB and GiB. Clone and ImagePrepare carry the custom resources as
+// they are: keys in lower case, sizes as Kubernetes quantities. Both become the same types where they mean the same.
+// The case of keys does not matter anywhere, as encoding/json has it.
 package spec
 
 import "fmt"
@@ -33,6 +37,24 @@ type Create struct {
 	UserData  []byte // cloud-init user-data, byte for byte
 	MetaData  []byte // cloud-init meta-data, YAML
 	Tags      []string
+
+	Unknown []string `json:"-"` // paths of keys that nothing here knows, such as "class_json.Future"
+}
+
+// Reconfigure is the wish behind a Reconfigure request: the VM as a whole, as its Create would ask for it now. Its
+// disks, networks and data come along with every change of CPU or memory, and are not a change by themselves.
+type Reconfigure struct {
+	Name      string
+	Class     Class
+	Image     Image // all empty for a VM that was cloned
+	Networks  []Network
+	Disks     []Disk
+	Placement Placement
+	UserData  []byte
+	MetaData  []byte
+	Tags      []string
+
+	Unknown []string `json:"-"`
 }
 
 // Class is contracts.VMClass: the size and the kind of the virtual hardware.
@@ -52,6 +74,10 @@ type Class struct {
 type DiskDefaults struct {
 	Type    string
 	SizeGiB int // 0: keep the template's size
+
+	// Of a Clone only; Create does not carry them.
+	IOPS         *int   `json:",omitempty"`
+	StorageClass string `json:",omitempty"`
 }
 
 // PerformanceProfile asks for head-room and CPU features.
@@ -75,7 +101,8 @@ type SecurityProfile struct {
 	RequireEncryption bool
 }
 
-// ResourceLimits bounds what the VM may use; nil means no limit. CPU figures are MHz-like shares of the manager.
+// ResourceLimits bounds what the VM may use; nil means no limit. CPULimit and CPUReservation are MHz (the manager's
+// own words for the limit are "MHz or percentage"), CPUShares is relative.
 type ResourceLimits struct {
 	CPULimit             *int
 	CPUReservation       *int
@@ -101,11 +128,12 @@ func (i Image) Empty() bool { return i.TemplateName == "" && i.Path == "" && i.U
 type Network struct {
 	Name, Portgroup, NetworkName, Bridge string
 	VLAN                                 int
-	Model, MacAddress, IPPolicy          string
+	Model, MacAddress                    string
+	IPPolicy                             string // "", dhcp or static; of a Clone's networks only
 	StaticIP                             string
 	Prefix                               int
 	Gateway                              string
-	DNS                                  string // comma separated
+	DNS                                  string // addresses, comma separated
 	PCISlotNumber                        *int
 }
 
