@@ -35,14 +35,16 @@ const streamWorkers = 16
 // grpcServer serves provider.v1.Provider and grpc.health.v1.Health.
 type grpcServer struct {
 	listener net.Listener
-	server   *grpc.Server
+	options  []grpc.ServerOption
+	service  providerpb.ProviderServer
+	metrics  *metrics.Registry
 	health   *grpchealth.Server
 	ready    chan struct{}
 }
 
 func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
-	s := &grpcServer{listener: l, health: grpchealth.NewServer(), ready: make(chan struct{})}
-	options := []grpc.ServerOption{
+	s := &grpcServer{listener: l, service: p, metrics: reg, health: grpchealth.NewServer(), ready: make(chan struct{})}
+	s.options = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
 		// Goroutines that are used again keep their stacks, which would else grow anew with each call.
 		grpc.NumStreamWorkers(streamWorkers),
@@ -52,12 +54,8 @@ func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderSer
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 	if holder != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(withALPN(holder.ServerConfig()))))
+		s.options = append(s.options, grpc.Creds(credentials.NewTLS(withALPN(holder.ServerConfig()))))
 	}
-	s.server = grpc.NewServer(options...)
-	providerpb.RegisterProviderServer(s.server, p)
-	grpc_health_v1.RegisterHealthServer(s.server, s.health)
-	reg.Initialize(s.server)
 	return s
 }
 
@@ -73,19 +71,24 @@ func (s *grpcServer) Ready() <-chan struct{} { return s.ready }
 
 // Run serves until ctx ends, then lets requests under way end for drainTime.
 func (s *grpcServer) Run(ctx context.Context) error {
+	server := grpc.NewServer(s.options...) // which starts its workers
+	providerpb.RegisterProviderServer(server, s.service)
+	grpc_health_v1.RegisterHealthServer(server, s.health)
+	s.metrics.Initialize(server)
 	failed := make(chan error, 1)
-	go func() { failed <- s.server.Serve(s.listener) }()
+	go func() { failed <- server.Serve(s.listener) }()
 	s.health.SetServingStatus(providerpb.Provider_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
 	close(s.ready)
 	select {
 	case err := <-failed:
+		server.Stop()
 		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
 	case <-ctx.Done():
 	}
 	s.health.Shutdown() // NOT_SERVING: balancers and watching clients go elsewhere
-	timer := time.AfterFunc(drainTime, s.server.Stop)
+	timer := time.AfterFunc(drainTime, server.Stop)
 	defer timer.Stop()
-	s.server.GracefulStop()
+	server.GracefulStop()
 	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
 	}

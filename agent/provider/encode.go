@@ -27,6 +27,7 @@ var statusCodes = map[fault.Reason]codes.Code{
 	fault.Exhausted:    codes.ResourceExhausted,
 	fault.Unavailable:  codes.Unavailable,
 	fault.Internal:     codes.Internal,
+	fault.Moved:        codes.Aborted,
 }
 
 // Status turns an error into the status a client gets. One of reason Moved is for the agent that asks.

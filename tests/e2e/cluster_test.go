@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/pve-rigaud/pve-rigaud/agent"
+	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/cluster"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
@@ -175,6 +176,10 @@ func TestAnAgentThatIsDown(t *testing.T) {
 	if failure := c.at["pve1"].outcome(task); failure != "" {
 		t.Error(failure)
 	}
+	// An agent that did not answer is tried again a second later.
+	c.eventually("pve3 hears of it", func() bool {
+		return !slices.ContainsFunc(c.at["pve3"].list(), func(v *providerpb.VMInfo) bool { return v.GetProviderRaw()["stale"] != "" })
+	})
 	c.at["pve3"].listsStale(map[string]bool{here: false, "500-01234567": false})
 }
 
