@@ -1,0 +1,6 @@
+//go:build netns && !soak
+
+package netns
+
+// faultsTime is for how long stories are told.
+const faultsTime = 0

@@ -1,0 +1,75 @@
+//go:build netns || soak
+
+package netns
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const stories = "../scenario/testdata"
+
+// notHere is why a story is told in virtual time alone.
+var notHere = map[string]string{
+	"asymmetric":          "waits for 4 minutes, and what an agent says of the cut depends on which timer is first",
+	"clock":               "sets clocks",
+	"contacted-killed":    "its client waits for 5 minutes for an agent that is dead",
+	"gossip-only":         "waits for 5 minutes",
+	"keys":                "its lost packets are gossip's alone",
+	"owner-killed":        "waits for 4 minutes, and steps depend on how far a clone has come",
+	"partition-in-create": "waits for 4 minutes",
+	"quorum-lost":         "waits for 5 minutes",
+	"races":               "200 times three creates take an hour",
+	"take-over":           "waits for 8 minutes",
+	"versions":            "starts agents of other versions",
+}
+
+// here are the stories that are told with real processes too, and have to end as in virtual time.
+var here = []string{"duplicates", "late-lookup", "life", "migrated-half-made", "migration", "partition", "stranger"}
+
+func TestStories(t *testing.T) {
+	needWorlds(t)
+	t.Parallel()
+	for _, name := range here {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text := read(t, name+".txt")
+			report := tell(t, text)
+			if diff := cmp.Diff(read(t, name+".golden"), report.Log); diff != "" {
+				t.Errorf("(-virtual time +real):\n%s", diff)
+			}
+		})
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(stories, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestEveryStoryIsDecidedOn: who writes a story says whether it is told here.
+func TestEveryStoryIsDecidedOn(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(stories, "*.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, f := range files {
+		all = append(all, strings.TrimSuffix(filepath.Base(f), ".txt"))
+	}
+	decided := slices.AppendSeq(slices.Clone(here), maps.Keys(notHere))
+	slices.Sort(decided)
+	if diff := cmp.Diff(all, decided); diff != "" {
+		t.Errorf("(-stories +those in here and notHere):\n%s", diff)
+	}
+}
