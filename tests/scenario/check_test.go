@@ -16,13 +16,13 @@ const (
 	uuidB = "0a1b2c3e-0000-4000-8000-000000000002"
 )
 
-// cluster is files as a simulated cluster has them.
-type cluster struct {
+// folder is files as a simulated cluster has them.
+type folder struct {
 	*testing.T
 	dir string
 }
 
-func (c cluster) write(path, text string) {
+func (c folder) write(path, text string) {
 	c.Helper()
 	path = filepath.Join(c.dir, path)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -33,7 +33,7 @@ func (c cluster) write(path, text string) {
 	}
 }
 
-func (c cluster) vm(id int, node, name, uuid, more string) {
+func (c folder) vm(id int, node, name, uuid, more string) {
 	c.Helper()
 	disk := fmt.Sprintf("%d/vm-%d-disk-0.qcow2", id, id)
 	c.write(fmt.Sprintf("etc/pve/nodes/%s/qemu-server/%d.conf", node, id),
@@ -41,7 +41,7 @@ func (c cluster) vm(id int, node, name, uuid, more string) {
 	c.write(node+"/vz/images/"+disk, "")
 }
 
-func (c cluster) record(id int, name, uuid, state string) {
+func (c folder) record(id int, name, uuid, state string) {
 	c.Helper()
 	c.write(fmt.Sprintf("etc/pve/priv/pve-rigaud/vms/%d.1", id), fmt.Sprintf(`{"name":%q,"vmid":%d,"uuid":%q,"state":%q,"node":"pve1"}`+"\n", name, id, uuid, state))
 }
@@ -49,37 +49,37 @@ func (c cluster) record(id int, name, uuid, state string) {
 // TestTheCheckSees: a check that sees nothing would find every cluster in order.
 func TestTheCheckSees(t *testing.T) {
 	for name, c := range map[string]struct {
-		make func(cluster)
+		make func(folder)
 		want []string
 	}{
-		"nothing wrong": {make: func(c cluster) {
+		"nothing wrong": {make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "")
 			c.record(100, "web-1", uuidA, "ready")
 			c.vm(101, "pve2", "of-somebody-else", uuidB, "lock: backup")
 			c.vm(9000, "pve1", "web-1", uuidB, "template: 1")
 		}},
-		"two of a name": {want: []string{"web-1: also VM 101 on pve2"}, make: func(c cluster) {
+		"two of a name": {want: []string{"web-1: also VM 101 on pve2"}, make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "")
 			c.record(100, "web-1", uuidA, "ready")
 			c.vm(101, "pve2", "web-1", uuidB, "")
 			c.record(101, "web-1", uuidB, "ready")
 		}},
-		"locked": {want: []string{"VM 100 (web-1) on pve1: locked (clone)"}, make: func(c cluster) {
+		"locked": {want: []string{"VM 100 (web-1) on pve1: locked (clone)"}, make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "lock: clone")
 			c.record(100, "web-1", uuidA, "ready")
 		}},
-		"without a record": {want: []string{"VM 100 (web-1) on pve1: no record"}, make: func(c cluster) { c.vm(100, "pve1", "web-1", uuidA, "") }},
-		"half made": {want: []string{"VM 100 (web-1) on pve1: its record says creating"}, make: func(c cluster) {
+		"without a record": {want: []string{"VM 100 (web-1) on pve1: no record"}, make: func(c folder) { c.vm(100, "pve1", "web-1", uuidA, "") }},
+		"half made": {want: []string{"VM 100 (web-1) on pve1: its record says creating"}, make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "")
 			c.record(100, "web-1", uuidA, "creating")
 		}},
-		"of another VM": {want: []string{"VM 100 (web-1) on pve1: its record is of another VM", `record of "web-1" (VM 100, ready) on pve1: no such VM`}, make: func(c cluster) {
+		"of another VM": {want: []string{"VM 100 (web-1) on pve1: its record is of another VM", `record of "web-1" (VM 100, ready) on pve1: no such VM`}, make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "")
 			c.record(100, "web-1", uuidB, "ready")
 		}},
-		"a record of nothing": {want: []string{`record of "web-2" (VM 100, creating) on pve1: no such VM`}, make: func(c cluster) { c.record(100, "web-2", uuidA, "creating") }},
-		"a torn record":       {want: []string{`record of "" (VM 0, torn) on : no such VM`}, make: func(c cluster) { c.write("etc/pve/priv/pve-rigaud/vms/x.1", "{") }},
-		"a volume of nothing": {want: []string{"volume 100/vm-100-disk-1.qcow2: of no VM"}, make: func(c cluster) {
+		"a record of nothing": {want: []string{`record of "web-2" (VM 100, creating) on pve1: no such VM`}, make: func(c folder) { c.record(100, "web-2", uuidA, "creating") }},
+		"a torn record":       {want: []string{`record of "" (VM 0, torn) on : no such VM`}, make: func(c folder) { c.write("etc/pve/priv/pve-rigaud/vms/x.1", "{") }},
+		"a volume of nothing": {want: []string{"volume 100/vm-100-disk-1.qcow2: of no VM"}, make: func(c folder) {
 			c.vm(100, "pve1", "web-1", uuidA, "")
 			c.record(100, "web-1", uuidA, "ready")
 			c.write("st/shared/images/100/vm-100-disk-1.qcow2", "")
@@ -87,7 +87,7 @@ func TestTheCheckSees(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			c.make(cluster{t, dir})
+			c.make(folder{t, dir})
 			r := &Runner{initial: map[string]bool{}}
 			r.ledger.tell("web-1", "100-0a1b2c3d")
 			truth, err := look(dir)

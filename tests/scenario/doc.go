@@ -24,6 +24,7 @@
 //	await JOB                    print what came of a step in the background
 //	task JOB via NODE            ask another node for the task of such a step
 //	kill|stop|start agent NODE
+//	start agent NODE version VERSION protocol MIN-MAX
 //	clock NODE +2h               the wall clock jumps
 //	gossip cut NODE NODE, gossip heal NODE NODE
 //	lose NODE NODE 30%           of the packets between the two

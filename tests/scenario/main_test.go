@@ -6,12 +6,14 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"testing"
 	"testing/synctest"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/pmxfuse"
 )
@@ -41,6 +43,17 @@ func outside() (run func(func()), stop func()) {
 	}
 }
 
+// unmount takes away what a story may have left mounted.
+func unmount(dir string) {
+	mounts, err := filepath.Glob(filepath.Join(dir, "*/etc/pve"))
+	for _, m := range mounts {
+		_ = unix.Unmount(m, unix.MNT_FORCE|unix.MNT_DETACH) // usually it is unmounted
+	}
+	if err != nil {
+		panic(err) // the pattern is ours
+	}
+}
+
 // inVirtual runs a story in a world in virtual time.
 func inVirtual(t *testing.T, steps []Step, change ...func(*VirtualConfig)) (report Report) {
 	t.Helper()
@@ -55,6 +68,7 @@ func inVirtual(t *testing.T, steps []Step, change ...func(*VirtualConfig)) (repo
 	}()
 	run, stop := outside()
 	defer stop()
+	defer unmount(dir) // a story that ends in a panic would leave a process that waits for itself, and cannot be killed
 	synctest.Test(t, func(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		if *verbose {

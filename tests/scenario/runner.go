@@ -146,9 +146,20 @@ func (r *Runner) agent(ctx context.Context, s Step) error {
 	case "stop":
 		r.fault("agent stopped")
 		return r.world.StopAgent(ctx, s.Args[1])
-	default:
+	}
+	if len(s.Args) == 2 {
 		return r.world.StartAgent(ctx, s.Args[1])
 	}
+	var minimum, maximum uint32
+	if _, err := fmt.Sscanf(strings.Join(s.Args[4:], " "), "protocol %d-%d", &minimum, &maximum); err != nil {
+		return fmt.Errorf("want: protocol MIN-MAX: %w", err)
+	}
+	others, ok := r.world.(Versions)
+	if !ok {
+		return errors.New("this world has agents of one version")
+	}
+	r.fault("other version")
+	return others.StartOther(ctx, s.Args[1], s.Args[3], minimum, maximum)
 }
 
 // disturb carries out a step about what lies between agents, and their clocks.

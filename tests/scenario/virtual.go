@@ -25,6 +25,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/cluster"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
 	"github.com/pve-rigaud/pve-rigaud/tests/scenario/fabric"
 )
@@ -44,8 +45,6 @@ type VirtualConfig struct {
 	Directory bool
 	// Outside runs a function on a goroutine outside of the bubble, where waiting for the kernel does not stop the time.
 	Outside func(func())
-	// Options are those of each node's agent, beside what the world needs.
-	Options func(node string) []agent.Option
 }
 
 // Virtual is a world in one process, in virtual time: it lives in a bubble of testing/synctest. /etc/pve is a real FUSE
@@ -200,7 +199,15 @@ func (v *Virtual) now(node string) time.Time {
 }
 
 // StartAgent implements World.
-func (v *Virtual) StartAgent(ctx context.Context, node string) error {
+func (v *Virtual) StartAgent(ctx context.Context, node string) error { return v.start(ctx, node) }
+
+// StartOther implements Versions.
+func (v *Virtual) StartOther(ctx context.Context, node, version string, minimum, maximum uint32) error {
+	return v.start(ctx, node, agent.WithProtocol(version, cluster.Protocols{Min: minimum, Max: maximum}))
+}
+
+// start starts a node's agent unless it runs.
+func (v *Virtual) start(ctx context.Context, node string, more ...agent.Option) error {
 	last := v.life(node)
 	if last != nil {
 		if !last.killed && !ended(last) {
@@ -218,10 +225,8 @@ func (v *Virtual) StartAgent(ctx context.Context, node string) error {
 		return err
 	}
 	l := &life{process: v.net.Host(node).Process("agent"), done: make(chan struct{})}
-	options := []agent.Option{agent.WithNetwork(l.process), agent.WithClock(func() time.Time { return v.now(node) })}
-	if v.cfg.Options != nil {
-		options = append(options, v.cfg.Options(node)...)
-	}
+	options := append([]agent.Option{agent.WithVersion("1.0.0")}, more...)
+	options = append(options, agent.WithNetwork(l.process), agent.WithClock(func() time.Time { return v.now(node) }))
 	a, err := agent.New(ctx, cfg, v.cfg.Log.With("node", node), options...)
 	if err != nil {
 		return fmt.Errorf("agent of %s: %w", node, err)

@@ -13,7 +13,7 @@ var (
 )
 
 // steps is how long a walk is.
-const steps = 150
+const steps = 260
 
 // TestWalks tells stories that dice make up. What comes of a step may differ from run to run; the four numbers may not.
 func TestWalks(t *testing.T) {

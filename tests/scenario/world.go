@@ -38,3 +38,9 @@ type World interface {
 	// Wait lets time go by.
 	Wait(ctx context.Context, d time.Duration) error
 }
+
+// Versions is a World that has agents of several versions.
+type Versions interface {
+	// StartOther is StartAgent for an agent of another version, which speaks other versions of the protocol.
+	StartOther(ctx context.Context, node, version string, minimum, maximum uint32) error
+}
