@@ -46,6 +46,7 @@ var rooms = map[string]room{
 		imports: "agent/fault agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",
 	},
 	"agent/spec":       {imports: "agent/fault", pure: true},
+	"agent/cloudinit":  {imports: "agent/spec", pure: true},
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
 	"agent/nodepb":     {},
