@@ -215,7 +215,7 @@ func (r *Runner) simulate(ctx context.Context, s Step) (outcome, error) {
 // repairs reports whether a verb undoes a fault.
 func repairs(s Step) bool {
 	last := s.Args[len(s.Args)-1]
-	return s.Verb == "readonly" && last == "off" || s.Verb == "node" && last == "on" || last == "0s"
+	return s.Verb == "readonly" && last == "off" || s.Verb == "node" && last == "on" || s.Verb == "ha" && last == "none" || last == "0s"
 }
 
 // withoutTemplates is a list of VMs that says what is worth reading.
@@ -246,7 +246,7 @@ func (r *Runner) numbers(s Step) (string, error) {
 			r.ledger.become(p, vanished)
 		}
 		return strings.Join(words, " "), r.excuse(words[1])
-	case "migrate":
+	case "migrate", "ha":
 		return strings.Join(words, " "), r.excuse(words[1])
 	case "stranger":
 		if p := r.ledger.byVMID(words[1]); p != nil {
