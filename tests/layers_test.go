@@ -92,7 +92,7 @@ var rooms = map[string]room{
 	"tests/pvesim/vmconf":  {},
 	"tests/skips":          {},
 
-	"tests/scenario":        {imports: "agent agent/config agent/providerpb cluster tests/payloads tests/pvesim tests/scenario/fabric", tests: "tests/pvesim/pmxfuse"},
+	"tests/scenario":        {imports: "agent agent/config agent/ops agent/providerpb cluster tests/payloads tests/pvesim tests/scenario/fabric", tests: "tests/pvesim/pmxfuse"},
 	"tests/scenario/fabric": {},
 }
 

@@ -24,6 +24,7 @@
 //	await JOB                    print what came of a step in the background
 //	task JOB via NODE            ask another node for the task of such a step
 //	kill|stop|start agent NODE
+//	kill agent NODE at write N   before the Nth write of its journal from now on
 //	start agent NODE version VERSION protocol MIN-MAX
 //	clock NODE +2h               the wall clock jumps
 //	gossip cut NODE NODE, gossip heal NODE NODE

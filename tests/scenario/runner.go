@@ -142,6 +142,9 @@ func (r *Runner) agent(ctx context.Context, s Step) error {
 	switch s.Verb {
 	case "kill":
 		r.fault("agent killed")
+		if len(s.Args) > 2 {
+			return r.killAtWrite(ctx, s)
+		}
 		return r.world.KillAgent(ctx, s.Args[1])
 	case "stop":
 		r.fault("agent stopped")
@@ -160,6 +163,19 @@ func (r *Runner) agent(ctx context.Context, s Step) error {
 	}
 	r.fault("other version")
 	return others.StartOther(ctx, s.Args[1], s.Args[3], minimum, maximum)
+}
+
+// killAtWrite is "kill agent NODE at write N".
+func (r *Runner) killAtWrite(ctx context.Context, s Step) error {
+	var write int
+	if _, err := fmt.Sscanf(strings.Join(s.Args[2:], " "), "at write %d", &write); err != nil {
+		return fmt.Errorf("want: at write N: %w", err)
+	}
+	journals, ok := r.world.(Journals)
+	if !ok {
+		return errors.New("this world does not look into journals")
+	}
+	return journals.KillAtWrite(ctx, s.Args[1], write)
 }
 
 // disturb carries out a step about what lies between agents, and their clocks.

@@ -112,7 +112,7 @@ func (*Step) time(into *time.Duration, text string) (int, error) {
 // verbs are ours, with the least and the most arguments; every other is the simulated cluster's.
 var verbs = map[string][2]int{
 	"create": {1, 1}, "delete": {1, 1}, "describe": {1, 1}, "off": {1, 1}, "list": {0, 0}, "duplicate": {2, 2},
-	"race": {1, 1}, "burst": {2, 2}, "await": {1, 1}, "task": {1, 1}, "kill": {2, 2}, "stop": {2, 2}, "start": {2, 6},
+	"race": {1, 1}, "burst": {2, 2}, "await": {1, 1}, "task": {1, 1}, "kill": {2, 5}, "stop": {2, 2}, "start": {2, 6},
 	"clock": {2, 2}, "gossip": {3, 3}, "lose": {3, 3}, "rotate": {2, 2}, "wait": {1, 4}, "settle": {0, 0}, "check": {0, 0},
 }
 

@@ -24,6 +24,7 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/cluster"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
@@ -70,6 +71,7 @@ type life struct {
 	err     error  // of Run; when done is closed
 	journal []byte // as it was when the agent was killed
 	killed  bool
+	writes  int // of its journal until it dies, 0: it lives on
 }
 
 // NewVirtual starts the simulated cluster, without agents.
@@ -226,6 +228,7 @@ func (v *Virtual) start(ctx context.Context, node string, more ...agent.Option) 
 	}
 	l := &life{process: v.net.Host(node).Process("agent"), done: make(chan struct{})}
 	options := append([]agent.Option{agent.WithVersion("1.0.0")}, more...)
+	options = append(options, agent.WithJournalHook(func(m ops.Moment, _ ops.Event) { v.wrote(node, l, m) }))
 	options = append(options, agent.WithNetwork(l.process), agent.WithClock(func() time.Time { return v.now(node) }))
 	a, err := agent.New(ctx, cfg, v.cfg.Log.With("node", node), options...)
 	if err != nil {
@@ -295,6 +298,35 @@ func (v *Virtual) KillAgent(_ context.Context, node string) error {
 	return v.kill(node, l.process.Kill)
 }
 
+// KillAtWrite implements Journals.
+func (v *Virtual) KillAtWrite(_ context.Context, node string, write int) error {
+	l := v.life(node)
+	if l == nil || l.killed || ended(l) {
+		return fmt.Errorf("the agent of %s does not run", node)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	l.writes = write
+	return nil
+}
+
+// wrote ends an agent right before one of the writes of its journal. What else it does goes on a little longer; but here
+// nothing else is under way.
+func (v *Virtual) wrote(node string, l *life, m ops.Moment) {
+	v.mu.Lock()
+	due := m == ops.BeforeWrite && l.writes == 1 && !l.killed
+	if m == ops.BeforeWrite && l.writes > 0 {
+		l.writes--
+	}
+	v.mu.Unlock()
+	if !due {
+		return
+	}
+	if err := v.end(node, l, l.process.Kill); err != nil {
+		v.cfg.Log.Error("kill", "node", node, "err", err)
+	}
+}
+
 // kill ends a node's agent, if it lives, and its sockets. The agent's goroutines cannot be killed; but from one moment to
 // the next they have neither network nor /etc/pve, and what they still write into the journal is taken back. The moment
 // is one at which all of them wait for something, so that nothing is torn.
@@ -305,6 +337,11 @@ func (v *Virtual) kill(node string, unplug func()) error {
 		unplug()
 		return nil
 	}
+	return v.end(node, l, unplug)
+}
+
+// end is the end of an agent that lives.
+func (v *Virtual) end(node string, l *life, unplug func()) error {
 	journal, err := os.ReadFile(filepath.Join(v.sim.Node(node).State, "journal.db"))
 	if err != nil {
 		return err

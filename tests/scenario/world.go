@@ -44,3 +44,9 @@ type Versions interface {
 	// StartOther is StartAgent for an agent of another version, which speaks other versions of the protocol.
 	StartOther(ctx context.Context, node, version string, minimum, maximum uint32) error
 }
+
+// Journals is a World that can kill agents when they write their journal.
+type Journals interface {
+	// KillAtWrite makes the agent of a node die right before the nth write of its journal from now on.
+	KillAtWrite(ctx context.Context, node string, write int) error
+}
