@@ -38,7 +38,7 @@ func (w Wish) plan() ([]planned, error) {
 				return nil, err
 			}
 		}
-		if p.addressing.any() {
+		if p.any() {
 			configured = true
 			all = append(all, p)
 		}

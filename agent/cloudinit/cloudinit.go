@@ -165,7 +165,7 @@ func (w Wish) wantedName(given string) name {
 		domain = w.Source["searchdomain"]
 	}
 	if given != "" {
-		return nameOf(given, "")
+		host = given
 	}
 	return nameOf(host, domain)
 }

@@ -89,7 +89,14 @@ func scenarios(t *testing.T) map[string]Wish {
 		"meta-hostname": wish(func(w *Wish) {
 			w.MetaData = []byte("# ours\nlocal-hostname: other\nrole: db\nlocal-hostname: last.example.org\n")
 		}),
-		"script": wish(func(w *Wish) { w.UserData = []byte("#!/bin/sh\necho hi\n") }),
+		"meta-same": wish(func(w *Wish) { // the manager's usual meta-data contradicts nothing that PVE says
+			w.MetaData, w.Source["searchdomain"] = []byte("instance-id: web-01\nlocal-hostname: web-01\n"), "corp.example"
+		}),
+		"not-carried": wish(func(w *Wish) {
+			w.UserData = []byte("#cloud-config\nhostname: other\nfqdn: web-01\nuser: [a]\npassword: ''\nchpasswd: {expire: true}\nmanage_etc_hosts: localhost\nssh_authorized_keys: x\npackage_upgrade: maybe\nusers: [default, b]\n")
+		}),
+		"no-yaml": wish(func(w *Wish) { w.UserData = []byte("#cloud-config\n[\n") }),
+		"script":  wish(func(w *Wish) { w.UserData = []byte("#!/bin/sh\necho hi\n") }),
 		"jinja": wish(func(w *Wish) {
 			w.UserData = []byte("## template: jinja\n#cloud-config\nfqdn: {{ v1.local_hostname }}\n")
 		}),

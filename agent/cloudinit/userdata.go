@@ -3,6 +3,7 @@ package cloudinit
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -99,12 +100,7 @@ func (w Wish) builtinUser() (params map[string]string, lost []string) {
 		return params, append(lost, "user_data: it is no YAML")
 	}
 	params["ciupgrade"] = "0" // what is not asked is not done; PVE would upgrade
-	keys := make([]string, 0, len(config))
-	for key := range config {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
+	for _, key := range slices.Sorted(maps.Keys(config)) {
 		value := config[key]
 		if !w.builtinKey(params, key, &value) {
 			lost = append(lost, "user_data: "+key)
@@ -115,20 +111,11 @@ func (w Wish) builtinUser() (params map[string]string, lost []string) {
 
 // builtinKey carries one key of a cloud-config, if PVE's keys can.
 func (w Wish) builtinKey(params map[string]string, key string, value *yaml.Node) bool {
-	name := w.builtinName()
 	switch key {
-	case "hostname":
-		return value.Value == name.host
-	case "fqdn":
-		return value.Value == name.fqdn
-	case "manage_etc_hosts":
-		return truth(value, true) // PVE always says so
 	case "user":
-		params["ciuser"] = value.Value
-		return value.Kind == yaml.ScalarNode && value.Value != ""
+		return carryText(params, "ciuser", value)
 	case "password":
-		params["cipassword"] = value.Value
-		return value.Kind == yaml.ScalarNode && value.Value != ""
+		return carryText(params, "cipassword", value)
 	case "ssh_authorized_keys":
 		var keys []string
 		if value.Decode(&keys) != nil {
@@ -136,6 +123,33 @@ func (w Wish) builtinKey(params map[string]string, key string, value *yaml.Node)
 		}
 		params["sshkeys"] = percentEncode(strings.Join(keys, "\n"))
 		return true
+	case "package_upgrade":
+		if truth(value, true) {
+			delete(params, "ciupgrade")
+		}
+		return truth(value, true) || truth(value, false)
+	}
+	return w.builtinAnyway(key, value)
+}
+
+func carryText(params map[string]string, key string, value *yaml.Node) bool {
+	if value.Kind != yaml.ScalarNode || value.Value == "" {
+		return false
+	}
+	params[key] = value.Value
+	return true
+}
+
+// builtinAnyway reports whether PVE's own generation says the same.
+func (w Wish) builtinAnyway(key string, value *yaml.Node) bool {
+	name := w.builtinName()
+	switch key {
+	case "hostname":
+		return value.Value == name.host
+	case "fqdn":
+		return value.Value == name.fqdn
+	case "manage_etc_hosts":
+		return truth(value, true)
 	case "chpasswd":
 		var c map[string]yaml.Node
 		if value.Decode(&c) != nil {
@@ -146,11 +160,6 @@ func (w Wish) builtinKey(params map[string]string, key string, value *yaml.Node)
 	case "users":
 		var users []string
 		return value.Decode(&users) == nil && slices.Equal(users, []string{"default"})
-	case "package_upgrade":
-		if truth(value, true) {
-			delete(params, "ciupgrade")
-		}
-		return truth(value, true) || truth(value, false)
 	}
 	return false
 }
