@@ -22,7 +22,7 @@ func mishaps(seed uint64, nodes []string, faults int) string {
 			m.work()
 		}
 		m.say("wait %dms", 100+m.dice.IntN(1400))
-		if len(m.undo) >= 2 || len(m.jobs) >= manyJobs {
+		if len(m.undo) >= manyUndo || len(m.jobs) >= manyJobs {
 			m.repair()
 		}
 	}
@@ -33,8 +33,11 @@ func mishaps(seed uint64, nodes []string, faults int) string {
 	return strings.Join(m.lines, "\n") + "\n"
 }
 
-// manyJobs is how many steps in the background are begun before all are waited for.
-const manyJobs = 6
+// How many steps in the background are begun, and how much is out of order, before everything is repaired and waited for.
+const (
+	manyJobs = 7
+	manyUndo = 3
+)
 
 // maker is a story as far as it is made up.
 type maker struct {
@@ -93,7 +96,8 @@ func (m *maker) disturb() {
 	case p < 85:
 		m.fault(fmt.Sprintf("gossip heal %s %s", n[0], n[1]), "gossip cut %s %s", n[0], n[1])
 	default:
-		if name := m.idle(); name != "" {
+		// Not while something is cut: PVE would leave the VM locked, for an operator to look at.
+		if name := m.idle(); name != "" && len(m.undo) == 0 {
 			m.fault("", "migrate %s %s", name, n[0])
 		}
 	}
@@ -128,7 +132,8 @@ func (m *maker) powerFails(node string) {
 		return
 	}
 	m.down = append(m.down, node)
-	m.fault(fmt.Sprintf("node %s on\nstart agent %s", node, node), "node %s off", node)
+	// It takes 3 s until the others take it in.
+	m.fault(fmt.Sprintf("node %s on\nstart agent %s\nwait 4s", node, node), "node %s off", node)
 }
 
 // repair makes everything right and waits for the work.
