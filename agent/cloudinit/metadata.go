@@ -44,8 +44,8 @@ func (w Wish) MetaPart() ([]byte, error) {
 	content, err := []byte(nil), error(nil)
 	if w.Format == ConfigDrive {
 		content, err = w.configDriveMeta(meta, id)
-	} else {
-		content, err = encode(meta.node)
+	} else if content, err = encode(meta.node); err == nil && !meta.survives(content) {
+		err = w.Dialect.MetaDataError(0, "cannot be written anew as YAML; write it in a plainer way")
 	}
 	if err == nil && len(content) > spec.MaxUserData {
 		err = w.Dialect.MetaDataError(0, fmt.Sprintf("%d bytes, at most %d fit", len(content), spec.MaxUserData))
@@ -77,8 +77,8 @@ func (w Wish) given() (metadata, error) {
 	if root.Kind != yaml.MappingNode {
 		return metadata{}, w.Dialect.MetaDataError(root.Line, "is no YAML mapping (key: value)")
 	}
-	if bad := tidy(root); bad != nil {
-		return metadata{}, w.Dialect.MetaDataError(bad.Line, fmt.Sprintf("has the YAML tag %.40q, which cloud-init does not read", bad.Tag))
+	if line, problem := tidy(root); problem != "" {
+		return metadata{}, w.Dialect.MetaDataError(line, problem)
 	}
 	return metadata{root}, nil
 }
@@ -98,29 +98,43 @@ func (w Wish) yamlError(err error) error {
 // plainTags are the tags of YAML that every reader knows.
 var plainTags = []string{"!!str", "!!int", "!!float", "!!bool", "!!null", "!!seq", "!!map", "!!timestamp", "!!binary", "!!merge"}
 
-// tidy removes all but the last of equal keys, and returns a node with a tag that not every reader knows.
-func tidy(n *yaml.Node) *yaml.Node {
+// tidy removes all but the last of equal keys, and comments, which the YAML writer does not always put back where they
+// may stand. It says what cloud-init's reader would not take.
+func tidy(n *yaml.Node) (line int, problem string) {
+	n.HeadComment, n.LineComment, n.FootComment = "", "", ""
 	if n.Kind != yaml.AliasNode && !slices.Contains(plainTags, n.ShortTag()) {
-		return n
+		return n.Line, fmt.Sprintf("has the YAML tag %.40q, which cloud-init does not read", n.Tag)
 	}
 	if n.Kind == yaml.MappingNode {
-		seen := map[string]bool{}
-		for i := len(n.Content) - 2; i >= 0; i -= 2 {
-			if key := n.Content[i]; key.Kind == yaml.ScalarNode {
-				if id := key.ShortTag() + " " + key.Value; !seen[id] {
-					seen[id] = true
-				} else if anchorless(n.Content[i]) && anchorless(n.Content[i+1]) {
-					n.Content = slices.Delete(n.Content, i, i+2)
-				}
-			}
+		if line = lastOfEqual(n); line > 0 {
+			return line, "has a key that is no plain text"
 		}
 	}
 	for _, c := range n.Content {
-		if bad := tidy(c); bad != nil {
-			return bad
+		if line, problem := tidy(c); problem != "" {
+			return line, problem
 		}
 	}
-	return nil
+	return 0, ""
+}
+
+// lastOfEqual removes all but the last of a mapping's equal keys, unless something else may refer to what goes. It
+// returns the line of a key that is no scalar.
+func lastOfEqual(mapping *yaml.Node) (line int) {
+	seen, kept := map[string]bool{}, make([]*yaml.Node, 0, len(mapping.Content))
+	for i := len(mapping.Content) - 2; i >= 0; i -= 2 {
+		key, value := mapping.Content[i], mapping.Content[i+1]
+		if key.Kind != yaml.ScalarNode {
+			return key.Line
+		}
+		if id := key.ShortTag() + " " + key.Value; !seen[id] || !anchorless(key) || !anchorless(value) {
+			seen[id] = true
+			kept = append(kept, value, key)
+		}
+	}
+	slices.Reverse(kept)
+	mapping.Content = kept
+	return 0
 }
 
 // anchorless reports whether nothing in the node can be referred to from elsewhere.
@@ -152,11 +166,24 @@ func (m metadata) hostname() string {
 func (m metadata) set(key, value string) {
 	v := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value}
 	if old := m.value(key); old != nil {
-		v.HeadComment, v.LineComment, v.FootComment, v.Anchor = old.HeadComment, old.LineComment, old.FootComment, old.Anchor
+		v.Anchor = old.Anchor // something else may refer to it
 		*old = *v
 		return
 	}
 	m.node.Content = append(m.node.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, v)
+}
+
+// survives reports whether what was written reads as what was meant.
+func (m metadata) survives(content []byte) bool {
+	var doc yaml.Node
+	if yaml.Unmarshal(content, &doc) != nil || len(doc.Content) != 1 {
+		return false
+	}
+	return equal(m.node, doc.Content[0])
+}
+
+func equal(a, b *yaml.Node) bool {
+	return a.Kind == b.Kind && a.Value == b.Value && a.ShortTag() == b.ShortTag() && slices.EqualFunc(a.Content, b.Content, equal)
 }
 
 // configDriveMeta writes meta_data.json. It names the file that PVE puts the network's settings into, which PVE's own

@@ -287,6 +287,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		`meta_data: line 3: is no YAML mapping`:                                                       meta("# x\n\n- a\n"),
 		`meta_data: line 1: is no YAML mapping`:                                                       meta("text"),
 		`meta_data: line 2: has the YAML tag "!!python/object:os.system"`:                             meta("a: 1\nb: !!python/object:os.system x\n"),
+		`meta_data: line 2: has a key that is no plain text`:                                          meta("a: 1\n? [a]\n: b\n"),
 		`meta_data: line 2: is a second YAML document`:                                                meta("a: 1\n---\nb: 1\n"),
 		`meta_data: is not valid YAML: control characters are not allowed`:                            meta("a: \x00"),
 	} {
@@ -327,7 +328,7 @@ func TestWhatPVEHasMustBeReadable(t *testing.T) {
 
 // FuzzMetaPart: whatever is given, what comes out is YAML (JSON on a config drive) with this VM's id.
 func FuzzMetaPart(f *testing.F) {
-	for _, seed := range []string{"", "a: b\n", "instance-id: x\nlocal-hostname: y\n", "a: &x {b: *x}\n", "<<: {a: b}\na: c\n", "? [a]\n: b\n", "a: |\n  x\n\n  y\n# end\n", "a: 1\na: &b 2\nc: *b\n", "%YAML 1.1\n---\na: b\n...\n"} {
+	for _, seed := range []string{"", "a: b\n", "instance-id: x\nlocal-hostname: y\n", "a: &x {b: *x}\n", "<<: {a: b}\na: c\n", "? []#0", "a: # c\n  b\n", "a: |\n  x\n\n  y\n# end\n", "a: 1\na: &b 2\nc: *b\n", "%YAML 1.1\n---\na: b\n...\n"} {
 		f.Add([]byte(seed), false)
 		f.Add([]byte(seed), true)
 	}
