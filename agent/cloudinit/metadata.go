@@ -164,7 +164,9 @@ func (m metadata) hostname() string {
 }
 
 func (m metadata) set(key, value string) {
-	v := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value}
+	v := &yaml.Node{}
+	v.SetString(value)
+	v.Style = yaml.DoubleQuotedStyle // "on" is a truth value in the YAML that guests read
 	if old := m.value(key); old != nil {
 		v.Anchor = old.Anchor // something else may refer to it
 		*old = *v

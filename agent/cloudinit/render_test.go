@@ -87,7 +87,7 @@ func scenarios(t *testing.T) map[string]Wish {
 			w.Source = map[string]string{"ciuser": "root", "cipassword": "s: #ecret", "sshkeys": "ssh-ed25519%20AAAA%2Bb%20a%40b%0Assh-rsa%20CCCC%0A", "ciupgrade": "0"}
 		}, static),
 		"meta-hostname": wish(func(w *Wish) {
-			w.MetaData = []byte("# ours\nlocal-hostname: other\nrole: db\nlocal-hostname: last.example.org\n")
+			w.MetaData = []byte("# ours\nlocal-hostname: other\n# of the fleet\nrole: db # main\nlocal-hostname: last.example.org\n")
 		}),
 		"meta-same": wish(func(w *Wish) { // the manager's usual meta-data contradicts nothing that PVE says
 			w.MetaData, w.Source["searchdomain"] = []byte("instance-id: web-01\nlocal-hostname: web-01\n"), "corp.example"
@@ -104,7 +104,8 @@ func scenarios(t *testing.T) map[string]Wish {
 		"carried": wish(func(w *Wish) {
 			w.UserData = []byte("#cloud-config\nhostname: web-01\nuser: ops\npassword: x\nchpasswd: {expire: False}\nssh_authorized_keys:\n- ssh-ed25519 AAAA+b a@b\n- ssh-rsa C\npackage_upgrade: true\nusers: [default]\n")
 		}, static),
-		"search": wish(func(w *Wish) { w.Source["searchdomain"] = "corp.example" }, static, spec.Network{}),
+		"same-dns": wish(nil, spec.Network{DNS: "192.0.2.53 192.0.2.53"}, static),
+		"search":   wish(func(w *Wish) { w.Source["searchdomain"] = "corp.example" }, static, spec.Network{}),
 		"template-user": wish(func(w *Wish) {
 			w.Hostname, w.Source["cicustom"] = "c1", "vendor=local:snippets/v.yaml,user=local:snippets/u.yaml"
 		}),
@@ -192,6 +193,27 @@ func TestUserDataIsByteForByte(t *testing.T) {
 	}
 }
 
+// TestNamesAreText: in YAML 1.1, which guests read, on is a truth value and 1:20 a number.
+func TestNamesAreText(t *testing.T) {
+	for _, name := range []string{"on", "no", "y", "123", "0x1f", "1e3"} {
+		w := wish(func(w *Wish) { w.Name, w.Hostname, w.Domain, w.TimeZone = "vm", name, name, "UTC" })
+		user, err := w.UserPart()
+		if err != nil {
+			t.Fatal(err)
+		}
+		meta, err := w.MetaPart()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := `hostname: "` + name + `"`; !strings.Contains(string(user), want) {
+			t.Errorf("no %s in\n%s", want, user)
+		}
+		if want := `local-hostname: "` + name + "." + name + `"`; !strings.Contains(string(meta), want) {
+			t.Errorf("no %s in\n%s", want, meta)
+		}
+	}
+}
+
 func TestInstanceIDIsTheVMs(t *testing.T) {
 	for _, given := range []string{"", "instance-id: web-01\n", "instance-id: [1, 2]\n", "a: &x 1\ninstance-id: *x\n", "instance-id: a\ninstance-id: b\n"} {
 		for _, format := range []Format{NoCloud, ConfigDrive} {
@@ -235,6 +257,28 @@ func TestConfigDriveMetaIsJSON(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}
+
+// TestSpoiledMetaDataIsSeen: what the YAML writer makes of a text is compared with what it read.
+func TestSpoiledMetaDataIsSeen(t *testing.T) {
+	meta, err := wish(func(w *Wish) { w.MetaData = []byte("a: {b: [1, x]}\nc: 'yes'\n") }).given()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for content, want := range map[string]bool{
+		"a: {b: [1, x]}\nc: 'yes'\n":         true,
+		"a:\n  b:\n  - 1\n  - x\nc: \"yes\"": true,
+		"a: {b: [1, x]}\nc: yes\n":           true, // not a truth value to this reader
+		"a: {b: [1, y]}\nc: 'yes'\n":         false,
+		"a: {b: ['1', x]}\nc: 'yes'\n":       false,
+		"a: {b: [1]}\nc: 'yes'\n":            false,
+		"[":                                  false,
+		"":                                   false,
+	} {
+		if got := meta.survives([]byte(content)); got != want {
+			t.Errorf("%q: got %v, want %v", content, got, want)
+		}
 	}
 }
 

@@ -106,6 +106,16 @@ func TestClassIsTheSameInBothDialects(t *testing.T) {
 	}
 }
 
+// TestQuantitiesAreWholeUnitsAsTheManagerCounts: it rounds down for Create, and so has a clone to.
+func TestQuantitiesAreWholeUnitsAsTheManagerCounts(t *testing.T) {
+	for quantity, want := range map[string][2]int{"4Gi": {4096, 4}, "4G": {3814, 3}, "40.9Gi": {41881, 40}, "1536Mi": {1536, 1}, "17179869183": {16383, 15}, "2e9": {1907, 1}} {
+		c, err := DecodeClone(CloneInput{TargetName: "c", ClassJSON: `{"cpu":1,"memory":"` + quantity + `","diskDefaults":{"size":"` + quantity + `"}}`})
+		if err != nil || c.Class.MemoryMiB != want[0] || c.Class.DiskDefaults.SizeGiB != want[1] {
+			t.Errorf("%s: got %+v, %v, want %v", quantity, c.Class, err, want)
+		}
+	}
+}
+
 func TestReconfigureIsTheWishOfCreate(t *testing.T) {
 	created, err := DecodeCreate(CreateInput{
 		Name: "web-01", ClassJSON: payloads.Class, ImageJSON: payloads.Image, NetworksJSON: payloads.Networks,
