@@ -21,12 +21,20 @@ func decode(p place, text string, required bool, into any) ([]string, error) {
 		}
 		return nil, nil
 	}
-	dec := json.NewDecoder(strings.NewReader(text))
-	if err := dec.Decode(into); err != nil {
-		return nil, decodeError(p, err)
+	strict := json.NewDecoder(strings.NewReader(text))
+	strict.DisallowUnknownFields()
+	err := strict.Decode(into)
+	if err == nil {
+		if _, err := strict.Token(); !errors.Is(err, io.EOF) {
+			return nil, p.err("", "has more text after its JSON value")
+		}
+		return nil, nil
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, p.err("", "has more text after its JSON value")
+	if isUnknownField(err) { // which hides what else may be wrong
+		err = json.Unmarshal([]byte(text), into)
+	}
+	if err != nil {
+		return nil, decodeError(p, err)
 	}
 	var tree any
 	if err := json.Unmarshal([]byte(text), &tree); err != nil {
@@ -34,6 +42,9 @@ func decode(p place, text string, required bool, into any) ([]string, error) {
 	}
 	return unknown(nil, p.payload, reflect.TypeOf(into), tree), nil
 }
+
+// isUnknownField knows the error of a strict decoder, which has no type.
+func isUnknownField(err error) bool { return strings.HasPrefix(err.Error(), "json: unknown field ") }
 
 func decodeError(p place, err error) error {
 	var wrongType *json.UnmarshalTypeError

@@ -235,6 +235,8 @@ func TestErrorsNameWhatTheManagerWrote(t *testing.T) {
 			in.ClassJSON = `{"CPU":1,"MemoryMiB":64,"ResourceLimits":{"MemoryReservationMiB":-1}}`
 		}),
 		`class_json: SecurityProfile.KeyProvider: "x" is not one of standard`:             create(func(in *CreateInput) { in.ClassJSON = `{"CPU":1,"MemoryMiB":64,"SecurityProfile":{"KeyProvider":"x"}}` }),
+		`class_json: CPU: expected a whole number, got string`:                            create(func(in *CreateInput) { in.ClassJSON = `{"New":1,"CPU":"2"}` }),
+		`class_json: is not valid JSON: invalid character 'x' after`:                      create(func(in *CreateInput) { in.ClassJSON = `{"New":1,"CPU":2,"MemoryMiB":64}x` }),
 		`meta_data: 1048577 bytes, at most`:                                               create(func(in *CreateInput) { in.MetaData = make([]byte, MaxUserData+1) }),
 		`desired_json: is empty`:                                                          desired("null"),
 		`desired_json: Class: is missing`:                                                 desired("{}"),
