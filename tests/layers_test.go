@@ -55,7 +55,7 @@ var rooms = map[string]room{
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
 	"agent/guest": {
-		imports: "agent/fault agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

@@ -151,7 +151,7 @@ func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
 	if err := released(m.claim.Release()); err != nil {
 		return fault.New(fault.Precondition, "%s: %w", m.act("give its record back"), err)
 	}
-	m.removeSnippets(ctx, m.snippetVolumes()) // after the record, which names them
+	m.removeSnippets(ctx, append(m.snippetVolumes(), m.memo.Left...)) // after the records, which name them
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
@@ -219,12 +220,12 @@ type order struct {
 	SMBIOS   string // the source's smbios1, whose uuid is replaced
 	Grow     growth
 
-	UserData       []byte `json:",omitempty"`
-	MetaData       []byte `json:",omitempty"`
-	Snippets       string `json:",omitempty"` // storage for user and meta data
-	CICustom       string `json:",omitempty"` // the source's cicustom
-	CloudInitKey   string `json:",omitempty"` // where a cloud-init drive is to be added
-	CloudInitStore string `json:",omitempty"`
+	// CloudInit is what the cloud-init drive has to say, nil when nothing is asked of it. Its InstanceID is the VM's uuid.
+	CloudInit      *cloudinit.Wish `json:",omitempty"`
+	Snippets       string          `json:",omitempty"` // storage for its parts; "": PVE's own keys carry it
+	CICustom       string          `json:",omitempty"` // the source's cicustom
+	CloudInitKey   string          `json:",omitempty"` // where a cloud-init drive is to be added
+	CloudInitStore string          `json:",omitempty"`
 }
 
 // order checks a wish against the world and plans what is to be done. It changes nothing.
@@ -236,10 +237,13 @@ func (g *Guests) order(ctx context.Context, owner string, wish spec.Create) (ord
 	if err != nil {
 		return order{}, err
 	}
+	if len(wish.Unknown) > 0 {
+		g.log.InfoContext(ctx, "keys of a request that this version does not know", "name", wish.Name, "keys", wish.Unknown)
+	}
 	sum := sha256.Sum256(wish.Canonical())
 	o := order{
 		Owner: owner, Name: wish.Name, Fingerprint: hex.EncodeToString(sum[:]), Tags: wish.Tags,
-		Source: source.ID, Storage: wish.Placement.Datastore, UserData: wish.UserData, MetaData: wish.MetaData,
+		Source: source.ID, Storage: wish.Placement.Datastore,
 	}
 	o.SMBIOS, _ = source.Conf.Get("smbios1")
 	if o.Hardware, err = planHardware(wish.Class, source.Conf, g.bounds(source, o.Storage)); err != nil {
@@ -254,7 +258,7 @@ func (g *Guests) order(ctx context.Context, owner string, wish spec.Create) (ord
 	if err := g.checkStorage(o.Storage); err != nil {
 		return order{}, err
 	}
-	return o, g.orderCloudInit(&o, source.Conf)
+	return o, g.orderCloudInit(ctx, &o, wish, source.Conf)
 }
 
 // checkStorage finds out early what PVE would say late: a full clone copies for minutes before it fails.

@@ -44,6 +44,7 @@ type Config struct {
 	LockDir         string        // of PVE's lock files, /var/lock/qemu-server
 	DeleteForeign   bool          // Delete VMs that have no record of ours
 	ConsoleURL      string        // base of PVE's GUI; "": https://<address of the node>:8006
+	ResolvConf      string        // of this node; default /etc/resolv.conf
 	SnippetsStorage string        // where cloud-init snippets go; "": the first that can hold them
 	TaskTimeout     time.Duration // how long an operation may try before it is undone
 }
@@ -64,6 +65,9 @@ type Guests struct {
 func New(cfg Config) *Guests {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.ResolvConf == "" {
+		cfg.ResolvConf = "/etc/resolv.conf"
 	}
 	g := &Guests{cfg: cfg, log: cfg.Log, views: map[int]*view{}}
 	g.volumes = &volumeSizes{seen: map[string]storageContent{}, ask: func(ctx context.Context, storage string) ([]pve.Volume, error) {

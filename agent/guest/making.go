@@ -47,6 +47,7 @@ type makingMemo struct {
 	Volumes  []string     `json:",omitempty"` // of the VM, as far as it is made
 	Taken    bool         `json:",omitempty"` // the number was somebody else's when we wanted to use it
 	Over     int          `json:",omitempty"` // VMID of the dead claim that ours replaces: a half-made VM may still have it
+	Left     []string     `json:",omitempty"` // snippets of that claim
 	Failure  *ops.Failure `json:",omitempty"` // set: everything is to be undone
 }
 
@@ -193,8 +194,8 @@ func (m *making) choose(ctx context.Context) error {
 	m.memo.Record = record.Record{
 		Owner: m.order.Owner, Name: m.order.Name, VMID: vmid, UUID: uuid.NewString(), Node: m.cfg.Node, Op: m.run.ID(),
 		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: m.cfg.Now().UTC(),
-		Snippets: m.snippetVolumes(),
 	}
+	m.memo.Record.Snippets = m.snippetVolumes()
 	return m.note()
 }
 
@@ -218,7 +219,7 @@ func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim
 			return nil, err
 		}
 	}
-	m.memo.Over = old.VMID
+	m.memo.Over, m.memo.Left = old.VMID, old.Snippets
 	if err := m.note(); err != nil {
 		return nil, err
 	}
@@ -227,11 +228,7 @@ func (m *making) takeOver(ctx context.Context, old record.Record) (*record.Claim
 
 // reclaim removes the half-made VM of a dead claim, while that claim still tells whose it is.
 func (m *making) reclaim(ctx context.Context, old record.Record) error {
-	if err := m.destroyWhole(ctx, old.ID(), removal{Record: &old, Volumes: old.Volumes}); err != nil {
-		return err
-	}
-	m.removeSnippets(ctx, old.Snippets)
-	return nil
+	return m.destroyWhole(ctx, old.ID(), removal{Record: &old, Volumes: old.Volumes})
 }
 
 // confHere reads the config of a VM on this node; nil when there is none here. While pmxcfs is not mounted, as when
@@ -293,6 +290,13 @@ func (m *making) configuration(ctx context.Context) (url.Values, error) {
 	if m.memo.CICustom != "" {
 		params.Set("cicustom", m.memo.CICustom)
 	}
+	r, err := m.rendered()
+	if err != nil {
+		return params, fault.New(fault.Internal, "%s: %w", m.act("render cloud-init data"), err)
+	}
+	for k, v := range r.Params {
+		params.Set(k, v)
+	}
 	if m.order.CloudInitKey == "" {
 		return params, nil
 	}
@@ -352,6 +356,7 @@ func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
 	if err != nil {
 		return fault.New(fault.Aborted, "%s: %w", m.act("write its record"), err)
 	}
+	m.removeSnippets(ctx, m.memo.Left) // its record, which named them, is replaced by ours
 	if err := m.cfg.Watcher.Refresh(ctx); err != nil {
 		m.log.WarnContext(ctx, "VM created, but /etc/pve could not be read again at once", "vm", m.vmid(), "err", err)
 	}

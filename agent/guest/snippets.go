@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
@@ -43,25 +44,6 @@ func ownSnippets(conf *pmxcfs.Conf) []string {
 	return vols
 }
 
-// orderCloudInit decides where the wish's user and meta data go.
-func (g *Guests) orderCloudInit(o *order, source *pmxcfs.Conf) error {
-	if len(o.UserData) == 0 && len(o.MetaData) == 0 {
-		return nil
-	}
-	world, err := g.cfg.Watcher.World()
-	if err != nil {
-		return fault.New(fault.Precondition, "user_data: look for a snippets storage: %w", err)
-	}
-	s, err := g.snippetStorage(world)
-	if err != nil {
-		return err
-	}
-	o.Snippets = s.ID
-	o.CICustom, _ = source.Get("cicustom")
-	o.CloudInitKey, o.CloudInitStore, err = planCloudInit(source)
-	return err
-}
-
 func (g *Guests) snippetStorage(world *pmxcfs.World) (pmxcfs.Storage, error) {
 	for _, s := range world.Storages {
 		if (g.cfg.SnippetsStorage == "" || s.ID == g.cfg.SnippetsStorage) && s.OnNode(g.cfg.Node) && s.Has("snippets") {
@@ -75,28 +57,43 @@ func (g *Guests) snippetStorage(world *pmxcfs.World) (pmxcfs.Storage, error) {
 		"add the content type to one: pvesm set local --content <its present types>,snippets", g.cfg.Node)
 }
 
-// parts returns the cloud-init parts of an order as cicustom names them, with their content.
-func (o order) parts() map[string][]byte {
-	parts := map[string][]byte{}
-	if len(o.UserData) > 0 {
-		parts["user"] = o.UserData
+// rendered is what makes PVE write the drive, for the VM that this is.
+func (m *making) rendered() (cloudinit.Rendered, error) {
+	if m.order.CloudInit == nil {
+		return cloudinit.Rendered{}, nil
 	}
-	if len(o.MetaData) > 0 {
-		parts["meta"] = o.MetaData
+	w := *m.order.CloudInit
+	w.InstanceID = m.memo.Record.UUID
+	if m.order.Snippets == "" {
+		return w.Builtin()
 	}
-	return parts
+	return w.Render()
+}
+
+// parts returns the snippets of the VM by their key in cicustom. That they can be rendered was found out before.
+func (m *making) parts() map[string][]byte {
+	r, err := m.rendered()
+	if err != nil {
+		return nil
+	}
+	return r.Parts
 }
 
 func (m *making) snippetVolumes() []string {
 	var vols []string
-	for _, content := range m.order.parts() {
+	for _, content := range m.parts() {
 		vols = append(vols, snippetFile(m.order.Snippets, content))
 	}
+	slices.Sort(vols)
 	return vols
 }
 
 func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
-	parts := m.order.parts()
+	r, err := m.rendered()
+	if err != nil {
+		return fault.New(fault.Internal, "%s: %w", m.act("render cloud-init data"), err)
+	}
+	parts := r.Parts
 	if len(parts) == 0 {
 		return nil
 	}

@@ -41,10 +41,8 @@ var waiting = map[string]string{
 	"disks beyond the root disk are not made yet": `
 		Create.Disks Disk.Name Disk.SizeGiB Disk.Type
 	`,
-	"NICs are not made yet": `
-		Create.Networks Network.Bridge Network.DNS Network.Gateway Network.IPPolicy Network.MacAddress Network.Model
-		Network.Name Network.NetworkName Network.PCISlotNumber Network.Portgroup Network.Prefix Network.StaticIP
-		Network.VLAN
+	"of other hypervisors; PVE has no such setting": `
+		Network.PCISlotNumber Network.Portgroup
 	`,
 	"placement is by storage only": `
 		Placement.Cluster Placement.Folder Placement.Host Placement.StoragePod
@@ -53,7 +51,7 @@ var waiting = map[string]string{
 		Image.Checksum Image.ChecksumType Image.Format
 	`,
 	"unknown keys are not logged yet": `
-		Clone.Unknown Create.Unknown ImagePrepare.Unknown Reconfigure.Unknown
+		Clone.Unknown ImagePrepare.Unknown Reconfigure.Unknown
 	`,
 	"Reconfigure is not served yet": `
 		Reconfigure.Class Reconfigure.Disks Reconfigure.Image Reconfigure.MetaData Reconfigure.Name

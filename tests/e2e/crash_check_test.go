@@ -134,8 +134,8 @@ func (r *crashRow) checkClones(vms map[int]map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// checkSnippets sees that the node has the user data of the VM, and no other.
-func (r *crashRow) checkSnippets(want int) error {
+// checkSnippets sees that the node has the user and the meta data of the VM, and no other.
+func (r *crashRow) checkSnippets(vms int) error {
 	dir, err := r.Sim.StorageDir(r.node, pvesim.StorageLocal)
 	if err != nil {
 		return err
@@ -145,17 +145,24 @@ func (r *crashRow) checkSnippets(want int) error {
 		return err
 	}
 	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return r.before[r.node+"/vz/snippets/"+e.Name()] }) // a failed row's
-	var errs []error
-	if len(entries) != want {
-		errs = append(errs, fmt.Errorf("%d snippets, want %d: %v", len(entries), want, entries))
-	}
+	user, meta := 0, 0
 	for _, e := range entries {
 		b, err := os.ReadFile(filepath.Join(dir, "snippets", e.Name()))
-		if err != nil || string(b) != r.userData() {
-			errs = append(errs, fmt.Errorf("snippet %s: %q: %w", e.Name(), b, err))
+		switch {
+		case err != nil:
+			return err
+		case string(b) == r.userData():
+			user++
+		case strings.HasPrefix(string(b), "instance-id: ") && strings.HasSuffix(string(b), "\nlocal-hostname: \""+r.vm+"\"\n"):
+			meta++
+		default:
+			return fmt.Errorf("snippet %s: %q", e.Name(), b)
 		}
 	}
-	return errors.Join(errs...)
+	if user != vms || meta != vms {
+		return fmt.Errorf("%d snippets with user data, %d with meta data, want %d of each", user, meta, vms)
+	}
+	return nil
 }
 
 // checkTasks sees that nothing goes on in PVE.

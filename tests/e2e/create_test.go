@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -205,7 +206,8 @@ func TestCreateHandsOverUserData(t *testing.T) {
 				custom[part] = volume
 			}
 			s.isSnippet(custom["user"], user)
-			s.isSnippet(custom["meta"], meta)
+			// The instance-id is this VM's, whatever others of that name there are and were.
+			s.isSnippet(custom["meta"], bytes.Replace(meta, []byte("id: web-01"), []byte(`id: "`+smbiosUUID(conf)+`"`), 1))
 			if tc.template == "9501" && custom["network"] != "local:snippets/net.yaml" {
 				t.Errorf("cicustom %q lost what the template has", conf["cicustom"])
 			}
@@ -213,6 +215,73 @@ func TestCreateHandsOverUserData(t *testing.T) {
 			s.nothingLeft(before)
 		})
 	}
+}
+
+// smbiosUUID is the uuid in a VM's config.
+func smbiosUUID(conf map[string]string) string {
+	_, rest, _ := strings.Cut(conf["smbios1"], "uuid=")
+	uuid, _, _ := strings.Cut(rest, ",")
+	return uuid
+}
+
+// TestCreateConnectsNetworks: the NICs of the VM, and what cloud-init is told of them, which it finds by their addresses.
+func TestCreateConnectsNetworks(t *testing.T) {
+	t.Parallel()
+	connected := func(r *providerpb.CreateRequest) { r.NetworksJson = payloads.Networks }
+	s := start(t)
+	before := s.inventory()
+	id := s.create(request("web-01", connected))
+	conf := s.config(id)
+	macs := map[string]string{}
+	for key, want := range map[string]string{"net0": "virtio=MAC,bridge=vmbr0", "net1": "e1000=MAC,bridge=vmbr1,tag=120"} {
+		_, rest, _ := strings.Cut(conf[key], "=")
+		macs[key], _, _ = strings.Cut(rest, ",")
+		if got := strings.Replace(conf[key], macs[key], "MAC", 1); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s, want %s", key, conf[key], want)
+		}
+	}
+	_, network, _ := strings.Cut(conf["cicustom"], "network=")
+	network, _, _ = strings.Cut(network, ",")
+	s.isSnippet(network, []byte(`version: 2
+ethernets:
+  eth0:
+    match:
+      macaddress: "`+strings.ToLower(macs["net0"])+`"
+    addresses:
+      - "192.0.2.10/24"
+    routes:
+      - to: "0.0.0.0/0"
+        via: "192.0.2.1"
+    nameservers:
+      addresses:
+        - "192.0.2.53"
+        - "192.0.2.54"
+  eth1:
+    match:
+      macaddress: "`+strings.ToLower(macs["net1"])+`"
+    dhcp4: true
+`))
+	s.must(s.delete(id))
+	s.nothingLeft(before)
+}
+
+// TestCreateConnectsNetworksWithoutSnippets: PVE's own settings carry addresses.
+func TestCreateConnectsNetworksWithoutSnippets(t *testing.T) {
+	t.Parallel()
+	s := raise(t)
+	for _, name := range []string{"local", "shared"} {
+		s.must(s.sim.ChangeStorage(name, func(x *pvesim.Storage) { x.Content = []string{"images"} }))
+	}
+	s.startAgent()
+	id := s.create(request("web-01", func(r *providerpb.CreateRequest) { r.NetworksJson = payloads.Networks }))
+	conf := s.config(id)
+	for key, want := range map[string]string{"ipconfig0": "ip=192.0.2.10/24,gw=192.0.2.1", "ipconfig1": "ip=dhcp", "nameserver": "192.0.2.53 192.0.2.54"} {
+		if conf[key] != want {
+			t.Errorf("%s: %q, want %q", key, conf[key], want)
+		}
+	}
+	wrong := `[{"Name":"a","StaticIP":"192.0.2.10","Prefix":33,"Gateway":""}]`
+	refused(t, s.tryCreate(request("web-02", func(r *providerpb.CreateRequest) { r.NetworksJson = wrong })), codes.InvalidArgument, "networks_json", "[0].Prefix")
 }
 
 // isSnippet checks a snippet on the node's storage local: byte for byte, and for root's eyes only.
@@ -246,7 +315,7 @@ func TestSnippetsAreShared(t *testing.T) {
 	give := func(r *providerpb.CreateRequest) { r.UserData = []byte("#cloud-config\n") }
 	before := s.inventory()
 	first, second := s.create(request("web-01", give)), s.create(request("web-02", give))
-	volume := strings.TrimPrefix(s.config(second)["cicustom"], "user=")
+	_, volume, _ := strings.Cut(s.config(second)["cicustom"], "user=")
 	s.must(s.delete(first))
 	s.isSnippet(volume, []byte("#cloud-config\n"))
 	s.must(s.delete(second))
@@ -255,7 +324,7 @@ func TestSnippetsAreShared(t *testing.T) {
 
 func TestUserDataNeedsAStorageForSnippets(t *testing.T) {
 	t.Parallel()
-	give := func(r *providerpb.CreateRequest) { r.UserData = []byte("#cloud-config\n") }
+	give := func(r *providerpb.CreateRequest) { r.UserData = []byte("#cloud-config\nruncmd: [[reboot]]\n") }
 	s := raise(t)
 	for _, name := range []string{"local", "shared"} {
 		s.must(s.sim.ChangeStorage(name, func(x *pvesim.Storage) { x.Content = []string{"images"} }))
@@ -263,7 +332,7 @@ func TestUserDataNeedsAStorageForSnippets(t *testing.T) {
 	s.startAgent()
 	before := s.inventory()
 	s.silent("a wish that cannot be fulfilled", func() {
-		refused(t, s.tryCreate(request("web-01", give)), codes.FailedPrecondition, "user_data", "snippets", "pve1", "pvesm set")
+		refused(t, s.tryCreate(request("web-01", give)), codes.FailedPrecondition, "user_data", "snippets", "pve1", "pvesm set", "runcmd")
 	})
 	s.nothingLeft(before)
 }
