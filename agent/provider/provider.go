@@ -66,6 +66,8 @@ func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*prov
 	if err != nil {
 		return nil, refuse(fault.New(fault.Invalid, "%w", err))
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	made, err := s.cfg.Guests.Create(ctx, s.cfg.Client(ctx), wish)
 	if err != nil {
 		return nil, refuse(err)
@@ -83,6 +85,8 @@ func (s *Server) Delete(ctx context.Context, r *providerpb.DeleteRequest) (*prov
 	if err != nil {
 		return nil, refuse(err)
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	op, err := s.cfg.Guests.Delete(ctx, s.cfg.Client(ctx), id)
 	if err == nil {
 		err = finish(ctx, op)
@@ -169,6 +173,16 @@ func (s *Server) await(ctx context.Context, h *ops.Handle) (*providerpb.TaskRef,
 		return &providerpb.TaskRef{Id: s.cfg.Guests.Task(op)}, nil
 	}
 	return nil, op.Err()
+}
+
+// inTime ends a little before ctx does. An answer that says how far things are is worth more than none: the manager
+// counts a deadline that has passed against all VMs behind this endpoint.
+func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, time.Second)))
 }
 
 // finish waits for the end of an operation for as long as the caller does.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -34,11 +35,19 @@ type Config struct {
 	Status func(error) error
 }
 
+// avoidFor is how long a node that did not answer for us is not asked again, if another can be.
+const avoidFor = 10 * time.Second
+
 // Router implements forward.Router.
-type Router struct{ cfg Config }
+type Router struct {
+	cfg Config
+
+	mu    sync.Mutex // guards avoid
+	avoid map[string]time.Time
+}
 
 // New returns a router.
-func New(cfg Config) *Router { return &Router{cfg: cfg} }
+func New(cfg Config) *Router { return &Router{cfg: cfg, avoid: map[string]time.Time{}} }
 
 // Route returns the node that req is for: this one when the request has no subject, when it is malformed, and when its
 // subject is nowhere, because to say so is everybody's business. Without quorum nothing is decided here: the request is
@@ -75,11 +84,24 @@ func (r *Router) blind() error {
 
 // proxy returns a node that knows what this one cannot know.
 func (r *Router) proxy(method string, req any, why error) (string, error) {
-	if able := r.cfg.Quorate(); len(able) > 0 {
+	able := r.cfg.Quorate()
+	for _, node := range able {
+		if !r.avoided(node) {
+			return node, nil
+		}
+	}
+	if len(able) > 0 {
 		return able[0], nil
 	}
 	return "", r.cfg.Status(fault.New(fault.Precondition,
 		"%s: %w: where it is cannot be decided, and no agent that has quorum can be reached", about(method, req), why))
+}
+
+// avoided reports whether a node did not answer a moment ago.
+func (r *Router) avoided(node string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Before(r.avoid[node])
 }
 
 // Refresh reads /etc/pve anew, after a node has said that it is not the one to ask.

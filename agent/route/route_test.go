@@ -287,6 +287,12 @@ func TestWithoutQuorum(t *testing.T) {
 	}
 	p.cfg.Quorate = func() []string { return []string{"pve3", "pve2"} }
 	p.goesTo("pve3", pb.Provider_Describe_FullMethodName, requests[pb.Provider_Describe_FullMethodName])
+	// One that does not answer is not the only one.
+	describe := requests[pb.Provider_Describe_FullMethodName]
+	if _, err := p.Unreachable(t.Context(), forward.Unreachable{Method: pb.Provider_Describe_FullMethodName, Req: describe, Node: "pve3"}); err == nil {
+		t.Error("a node that cannot be asked is no answer")
+	}
+	p.goesTo("pve2", pb.Provider_Describe_FullMethodName, describe)
 }
 
 // TestUnreachable: nothing is said that could not be taken back.

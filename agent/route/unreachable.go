@@ -14,6 +14,9 @@ import (
 // an operation there is not said to have failed, because either could not be taken back. The reason is the state of one
 // VM's node, not of this endpoint, whose other VMs are fine: so the code is FailedPrecondition.
 func (r *Router) Unreachable(ctx context.Context, u forward.Unreachable) (any, error) {
+	r.mu.Lock()
+	r.avoid[u.Node] = time.Now().Add(avoidFor)
+	r.mu.Unlock()
 	if taskKind(u.Req) != "" {
 		return &pb.TaskStatusResponse{}, nil // an error would end the operation for the caller
 	}
