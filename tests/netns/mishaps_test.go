@@ -181,11 +181,11 @@ func (m *maker) create() {
 		m.names = append(m.names, name)
 	}
 	delete(m.gone, name)
-	switch m.dice.IntN(6) {
-	case 0:
+	switch p := m.dice.IntN(6); {
+	case p == 0:
 		m.faults += 2
 		m.begin(name, "duplicate create "+name)
-	case 1:
+	case p == 1 && len(m.undo) == 0: // it repeats for minutes what is refused
 		m.faults++
 		m.begin(name, "race "+name)
 	default:
@@ -194,11 +194,14 @@ func (m *maker) create() {
 }
 
 func (m *maker) begin(name, line string) {
-	on := ""
+	on, retry := "", "90s"
+	if strings.HasPrefix(line, "duplicate create") {
+		retry = "30s" // one that comes late is refused for a minute: the other has got the VM
+	}
 	if strings.Contains(line, "create") || strings.Contains(line, "race") {
 		on = " on " + m.some(m.nodes)
 	}
 	job := fmt.Sprintf("j%d", len(m.lines))
-	m.say("%s via %s%s retry 90s deadline 10s in background as %s", line, strings.Join(m.shuffled(), ","), on, job)
+	m.say("%s via %s%s retry %s deadline 10s in background as %s", line, strings.Join(m.shuffled(), ","), on, retry, job)
 	m.jobs, m.busy[name] = append(m.jobs, job), true
 }

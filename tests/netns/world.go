@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -32,7 +33,7 @@ var ErrNotHere = errors.New("cannot be done with real processes")
 // Config describes a World.
 type Config struct {
 	Nodes int
-	Logs  string       // a directory for the logs of the agents, one file for each node; "": with the other files
+	Logs  string       // a directory for the logs of the agents, one file for each node, and of the client; "": with the other files
 	Log   *slog.Logger // of the simulated cluster
 }
 
@@ -43,6 +44,9 @@ type World struct {
 	net   *network
 	sim   *pvesim.Cluster
 	creds credentials.TransportCredentials
+
+	said  *os.File     // the log of the client's calls
+	calls *slog.Logger // writes it
 
 	mu     sync.Mutex // guards agents and broken
 	agents map[string]*process
@@ -64,11 +68,15 @@ func New(ctx context.Context, cfg Config) (*World, error) {
 	if err := os.MkdirAll(w.logs, 0o700); err != nil {
 		return nil, err
 	}
+	var err error
+	if w.said, err = os.OpenFile(filepath.Join(w.logs, "client.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return nil, err
+	}
+	w.calls = slog.New(slog.NewTextHandler(w.said, nil))
 	var names []string
 	for i := range cfg.Nodes {
 		names = append(names, fmt.Sprintf("pve%d", i+1))
 	}
-	var err error
 	if w.net, err = newNetwork(ctx, number, names); err == nil {
 		err = w.startCluster(ctx, cfg)
 	}
@@ -152,7 +160,7 @@ func (w *World) Close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("a request that PVE's schema does not allow: %s", e))
 		}
 	}
-	errs = append(errs, w.net.close(ctx), os.RemoveAll(w.dir))
+	errs = append(errs, w.net.close(ctx), os.RemoveAll(w.dir), w.said.Close())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return errors.Join(append(errs, w.broken...)...)
@@ -168,7 +176,7 @@ func (w *World) note(err error) {
 	w.broken = append(w.broken, err)
 }
 
-// Logs is where the agents' logs are.
+// Logs is where the agents' logs are, and that of the client's calls (client.log).
 func (w *World) Logs() string { return w.logs }
 
 // Nodes implements scenario.World.
@@ -238,7 +246,13 @@ func (w *World) KillAgent(_ context.Context, node string) error {
 
 // Dial implements scenario.World: from the bridge, which nothing cuts from any node.
 func (w *World) Dial(node string) (providerpb.ProviderClient, func() error, error) {
-	conn, err := grpc.NewClient(w.sim.Node(node).GRPC, grpc.WithTransportCredentials(w.creds))
+	conn, err := grpc.NewClient(w.sim.Node(node).GRPC, grpc.WithTransportCredentials(w.creds),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, resp any, conn *grpc.ClientConn, call grpc.UnaryInvoker, options ...grpc.CallOption) error {
+			begin := time.Now()
+			err := call(ctx, method, req, resp, conn, options...)
+			w.calls.InfoContext(ctx, "called", "node", node, "method", path.Base(method), "req", req, "resp", resp, "took", time.Since(begin), "err", err)
+			return err
+		}))
 	if err != nil {
 		return nil, nil, err
 	}
