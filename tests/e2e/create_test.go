@@ -200,21 +200,27 @@ func TestCreateHandsOverUserData(t *testing.T) {
 			if want := "cloudinit"; !strings.Contains(conf[tc.drive], want) {
 				t.Errorf("%s: %q, want a cloud-init drive", tc.drive, conf[tc.drive])
 			}
-			custom := map[string]string{}
-			for f := range strings.SplitSeq(conf["cicustom"], ",") {
-				part, volume, _ := strings.Cut(f, "=")
-				custom[part] = volume
-			}
-			s.isSnippet(custom["user"], user)
+			s.isSnippet(s.snippet(id, "user"), user)
 			// The instance-id is this VM's, whatever others of that name there are and were.
-			s.isSnippet(custom["meta"], bytes.Replace(meta, []byte("id: web-01"), []byte(`id: "`+smbiosUUID(conf)+`"`), 1))
-			if tc.template == "9501" && custom["network"] != "local:snippets/net.yaml" {
+			s.isSnippet(s.snippet(id, "meta"), bytes.Replace(meta, []byte("id: web-01"), []byte(`id: "`+smbiosUUID(conf)+`"`), 1))
+			if tc.template == "9501" && s.snippet(id, "network") != "local:snippets/net.yaml" {
 				t.Errorf("cicustom %q lost what the template has", conf["cicustom"])
 			}
 			s.must(s.delete(id))
 			s.nothingLeft(before)
 		})
 	}
+}
+
+// snippet is the volume that a VM's cicustom names for a part (user, meta, network), "" for none.
+func (s *stage) snippet(id, part string) string {
+	s.Helper()
+	for f := range strings.SplitSeq(s.config(id)["cicustom"], ",") {
+		if name, volume, _ := strings.Cut(f, "="); name == part {
+			return volume
+		}
+	}
+	return ""
 }
 
 // smbiosUUID is the uuid in a VM's config.
@@ -240,9 +246,7 @@ func TestCreateConnectsNetworks(t *testing.T) {
 			t.Errorf("%s: %s, want %s", key, conf[key], want)
 		}
 	}
-	_, network, _ := strings.Cut(conf["cicustom"], "network=")
-	network, _, _ = strings.Cut(network, ",")
-	s.isSnippet(network, []byte(`version: 2
+	s.isSnippet(s.snippet(id, "network"), []byte(`version: 2
 ethernets:
   eth0:
     match:
@@ -315,7 +319,7 @@ func TestSnippetsAreShared(t *testing.T) {
 	give := func(r *providerpb.CreateRequest) { r.UserData = []byte("#cloud-config\n") }
 	before := s.inventory()
 	first, second := s.create(request("web-01", give)), s.create(request("web-02", give))
-	_, volume, _ := strings.Cut(s.config(second)["cicustom"], "user=")
+	volume := s.snippet(second, "user")
 	s.must(s.delete(first))
 	s.isSnippet(volume, []byte("#cloud-config\n"))
 	s.must(s.delete(second))

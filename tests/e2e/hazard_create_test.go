@@ -86,7 +86,7 @@ func TestATagDoesNotFreeASnippet(t *testing.T) {
 	if failure := s.outcome(second.GetTask()); failure != "" {
 		t.Fatal(failure)
 	}
-	_, file, _ := strings.Cut(s.config(second.GetId())["cicustom"], ":")
+	_, file, _ := strings.Cut(s.snippet(second.GetId(), "user"), ":")
 	if file == "" || !s.exists(filepath.Join(s.rig.Dir, "pve1/vz", file)) {
 		t.Errorf("cicustom names %q, which is not there", file)
 	}

@@ -118,7 +118,7 @@ func TestDeleteOfAVMThatMovesMeanwhile(t *testing.T) {
 			if got := s.records(); !slices.Equal(got, records) {
 				t.Errorf("records %q, want %q", got, records)
 			}
-			_, file, _ := strings.Cut(s.config(id)["cicustom"], ":")
+			_, file, _ := strings.Cut(s.snippet(id, "user"), ":")
 			if !s.exists(filepath.Join(s.rig.Dir, "pve1/vz", file)) {
 				t.Errorf("its snippet %s is gone", file)
 			}

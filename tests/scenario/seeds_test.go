@@ -3,7 +3,7 @@
 package scenario
 
 // seeds are those of the walks.
-var seeds = seedsUpTo(5)
+var seeds = seedsUpTo(3)
 
 // thorough tells every story.
 const thorough = true
