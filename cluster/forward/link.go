@@ -176,7 +176,7 @@ func (l *link) lockedSucceed(ctx context.Context) {
 	if l.since.IsZero() {
 		return
 	}
-	l.forwarder.cfg.Log.InfoContext(ctx, "node answers again", "node", l.node, "address", l.addr, "after", time.Since(l.since))
+	l.forwarder.cfg.Log.InfoContext(ctx, "node answers again", "peer", l.node, "address", l.addr, "after", time.Since(l.since))
 	l.since, l.err = time.Time{}, nil
 }
 
@@ -186,7 +186,7 @@ func (l *link) lockedFail(ctx context.Context, err error) {
 		return
 	}
 	l.since = time.Now()
-	l.forwarder.cfg.Log.WarnContext(ctx, "node does not answer", "node", l.node, "address", l.addr, "error", err)
+	l.forwarder.cfg.Log.WarnContext(ctx, "node does not answer", "peer", l.node, "address", l.addr, "error", err)
 }
 
 // failingSince is when the node first failed to answer, zero if it answers.

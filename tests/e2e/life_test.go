@@ -307,8 +307,12 @@ func TestQuorumIsLostInTheMiddle(t *testing.T) {
 	s.must(s.sim.SetQuorate(false))
 	release()
 	s.eventually("PVE has failed for want of quorum", func() bool { return s.sim.Tasks()[0].Exit() != "" })
-	if d := s.described(c.GetId()); d.GetPowerState() != "Off" {
+	d, err := s.describe(c.GetId())
+	if err == nil && (!d.GetExists() || d.GetPowerState() != "Off") {
 		t.Errorf("without quorum the VM in creation is %v", d)
+	}
+	if err != nil { // it is known already that there is none
+		refused(t, err, codes.FailedPrecondition, "10000", "no quorum")
 	}
 	s.must(s.sim.SetQuorate(true))
 	if failure := s.outcome(c.GetTask()); !strings.Contains(failure, "clone VM 9000 to VM 10000") || !strings.Contains(failure, "10000.conf") {
