@@ -185,8 +185,8 @@ func TestLog(t *testing.T) {
 			t.Error(err)
 		}
 		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-		if len(lines) != 2 || !strings.Contains(lines[0], `level=WARN msg="node does not answer" node=pve2 address=pve2:9443 error=`) ||
-			!strings.Contains(lines[1], `level=INFO msg="node answers again" node=pve2 address=pve2:9443 after=5s`) {
+		if len(lines) != 2 || !strings.Contains(lines[0], `level=WARN msg="node does not answer" peer=pve2 address=pve2:9443 error=`) ||
+			!strings.Contains(lines[1], `level=INFO msg="node answers again" peer=pve2 address=pve2:9443 after=5s`) {
 			t.Errorf("got %q", lines)
 		}
 	}, "pve1", "pve2")
