@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -57,14 +58,16 @@ func (f *Forwarder) Unary() grpc.UnaryServerInterceptor {
 		if err != nil {
 			return nil, err
 		}
-		if !f.routed(info.FullMethod) {
-			return handler(ctx, req)
-		}
 		r := request{Forwarder: f, method: info.FullMethod, req: req, handler: handler}
-		if marked {
-			return r.here(ctx)
+		switch routed := f.routed(info.FullMethod); {
+		case marked && routed:
+			return r.signed(ctx, r.here)
+		case marked:
+			return r.signed(ctx, func(ctx context.Context) (any, error) { return handler(ctx, req) })
+		case routed:
+			return r.anywhere(ctx)
 		}
-		return r.anywhere(ctx)
+		return handler(ctx, req)
 	}
 }
 
@@ -74,6 +77,21 @@ type request struct {
 	method  string
 	req     any
 	handler grpc.UnaryHandler
+}
+
+// signed lets answer answer a forwarded request, and puts this node's name
+// beside an error, also one that a panic becomes: without it the sender would
+// take it for the transport's.
+func (r request) signed(ctx context.Context, answer func(context.Context) (any, error)) (resp any, err error) {
+	fine := false
+	defer func() {
+		if !fine {
+			_ = grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, r.cfg.Node)) // it fails outside of a call only
+		}
+	}()
+	resp, err = answer(ctx)
+	fine = err == nil
+	return resp, err
 }
 
 // here handles a forwarded request, or says where it belongs.

@@ -68,14 +68,14 @@ func TestOtherServicesAreHandledHere(t *testing.T) {
 		if a := w.agents["pve1"]; a.checks.Load() != 1 || a.router.asked != 0 {
 			t.Errorf("%d checks, router asked %d times", a.checks.Load(), a.router.asked)
 		}
-		// A peer's call of one is known to be a peer's, and answered by its node.
+		// A peer's call of one is answered, too; what is no error needs no name beside it.
 		var trailer metadata.MD
 		ctx := w.agents["pve2"].forward.marked(t.Context())
 		if _, err := grpc_health_v1.NewHealthClient(w.client("pve2", "pve1")).Check(ctx, &grpc_health_v1.HealthCheckRequest{}, grpc.Trailer(&trailer)); err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff([]string{"pve1"}, trailer.Get(answeredKey)); diff != "" {
-			t.Error(diff)
+		if named := trailer.Get(answeredKey); named != nil {
+			t.Errorf("the answer names %q", named)
 		}
 	}, "pve1", "pve2")
 }

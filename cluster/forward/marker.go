@@ -3,7 +3,6 @@ package forward
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -17,9 +16,9 @@ const (
 	// clientKey holds the identity of the original client. It is binary because
 	// names in certificates are UTF-8.
 	clientKey = "pve-rigaud-client-bin"
-	// answeredKey is in the trailer of each answer to a marked request and holds
-	// the node that answers: so a status with it is the handler's, and one
-	// without it is the transport's.
+	// answeredKey is in the trailer of each error that answers a marked request,
+	// and holds the node that answers: so a status with it is the handler's, and
+	// one without it is the transport's.
 	answeredKey = "pve-rigaud-answered-by"
 	// partKey is there when the agent that asks asks the others too, for their parts of one answer.
 	partKey = "pve-rigaud-part"
@@ -86,8 +85,7 @@ func (f *Forwarder) received(ctx context.Context) (_ context.Context, ok bool, e
 		return ctx, false, status.Errorf(codes.FailedPrecondition, "node %s forwards this without saying for which client", node)
 	}
 	o := origin{node: node, client: client[0], part: len(metadata.ValueFromIncomingContext(ctx, partKey)) > 0}
-	err = grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, f.cfg.Node))
-	return context.WithValue(ctx, originOf{}, o), true, err
+	return context.WithValue(ctx, originOf{}, o), true, nil
 }
 
 // marked is ctx for a call to another agent.
