@@ -40,8 +40,11 @@ func (b *bench) far(ctx context.Context) (err error) {
 		return err
 	}
 	// Many callers share two processors with three processes instead of two, whatever a request costs.
-	for callers, bound := range map[int]float64{1: 2.2, 10: 3} {
-		if err := b.forwarded(ctx, near, callers, bound, here, there); err != nil {
+	for _, at := range []struct {
+		callers int
+		bound   float64
+	}{{1, 2.2}, {10, 3}} {
+		if err := b.forwarded(ctx, near, at.callers, at.bound, here, there); err != nil {
 			return err
 		}
 	}

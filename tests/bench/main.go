@@ -47,19 +47,22 @@ func run(ctx context.Context) error {
 		return err
 	}
 	for _, part := range []func(context.Context) error{b.storm, b.far, b.scale, b.creation} {
-		if err := b.thrice(ctx, part); err != nil {
+		if err := b.settled(ctx, part); err != nil {
 			return err
 		}
 	}
 	return errors.Join(b.failures...)
 }
 
-// thrice measures a part, and up to two times more if it failed: on a shared machine somebody else's work can spoil a
-// run, and a part that is really too slow fails each time.
-func (b *bench) thrice(ctx context.Context, part func(context.Context) error) error {
+// attempts is how often a part is measured at most.
+const attempts = 5
+
+// settled measures a part, and again if it failed: on a shared machine somebody else's work can spoil a run, and a part
+// that is really too slow fails each time.
+func (b *bench) settled(ctx context.Context, part func(context.Context) error) error {
 	before := len(b.failures)
 	for attempt := 1; ; attempt++ {
-		if err := part(ctx); err != nil || len(b.failures) == before || attempt == 3 {
+		if err := part(ctx); err != nil || len(b.failures) == before || attempt == attempts {
 			return err
 		}
 		fmt.Println("once more, in case the machine was busy with something else:")
