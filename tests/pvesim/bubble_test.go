@@ -5,8 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"net"
+	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/scenario/fabric"
 )
 
 // outside runs functions on goroutines of no bubble.
@@ -38,7 +40,7 @@ func outside(t *testing.T) func(func()) {
 
 // bubble runs a test with a cluster in virtual time: nodes see /etc/pve
 // through FUSE, and all connections are in memory.
-func bubble(t *testing.T, change func(*pvesim.Config), test func(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory)) {
+func bubble(t *testing.T, change func(*pvesim.Config), test func(t *testing.T, c *pvesim.Cluster, network *fabric.Network)) {
 	t.Helper()
 	mountable(t)
 	dir, err := os.MkdirTemp("/tmp", "pr")
@@ -48,7 +50,10 @@ func bubble(t *testing.T, change func(*pvesim.Config), test func(t *testing.T, c
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	serve := outside(t)
 	synctest.Test(t, func(t *testing.T) {
-		network := pvesim.NewMemory()
+		network := fabric.New(fabric.Config{})
+		for i := range byte(3) {
+			network.AddHost(fmt.Sprintf("pve%d", i+1), netip.AddrFrom4([4]byte{10, 0, 0, i + 1}))
+		}
 		cfg := pvesim.Config{
 			Dir: dir, VMs: 4, QEMU: pvesim.None, PMXCFS: pvesim.FUSE, Version: "9.1", Network: network, Go: serve,
 		}
@@ -72,7 +77,7 @@ func bubble(t *testing.T, change func(*pvesim.Config), test func(t *testing.T, c
 }
 
 // bubbleClient is newClient over the network in memory.
-func bubbleClient(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory, node string) *client {
+func bubbleClient(t *testing.T, c *pvesim.Cluster, network *fabric.Network, node string) *client {
 	t.Helper()
 	pem, err := os.ReadFile(c.CAFile())
 	if err != nil {
@@ -82,9 +87,7 @@ func bubbleClient(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory, node 
 	pool.AppendCertsFromPEM(pem)
 	tr := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return network.Dial(ctx, c.Node(node).IP, address)
-		},
+		DialContext:     network.Host(node).Process("").Dial,
 	}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &client{
@@ -96,7 +99,7 @@ func bubbleClient(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory, node 
 // TestBubble: a cluster lives in virtual time, with FUSE, and minutes pass at once.
 func TestBubble(t *testing.T) {
 	began := time.Now()
-	bubble(t, func(cfg *pvesim.Config) { cfg.TaskDelay = 3 * time.Minute }, func(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory) {
+	bubble(t, func(cfg *pvesim.Config) { cfg.TaskDelay = 3 * time.Minute }, func(t *testing.T, c *pvesim.Cluster, network *fabric.Network) {
 		start := time.Now()
 		cl := bubbleClient(t, c, network, "pve1")
 		if cl.base != "https://10.0.0.1:8006" {
@@ -126,8 +129,8 @@ func TestBubble(t *testing.T) {
 
 // TestBubbleFaults: partitions, delays and deaths in virtual time.
 func TestBubbleFaults(t *testing.T) {
-	bubble(t, func(cfg *pvesim.Config) { cfg.CorosyncDelay = 3 * time.Second }, func(t *testing.T, c *pvesim.Cluster, network *pvesim.Memory) {
-		c.OnCut(func(from, to string, cut bool) { network.Lose(c.Node(from).IP, c.Node(to).IP, cut) })
+	bubble(t, func(cfg *pvesim.Config) { cfg.CorosyncDelay = 3 * time.Second }, func(t *testing.T, c *pvesim.Cluster, network *fabric.Network) {
+		c.OnCut(func(from, to string, cut bool) { network.Set(from, to, "", fabric.Link{Cut: cut}) })
 		claim := func(node, name string) error {
 			f, err := os.OpenFile(filepath.Join(c.Node(node).PMXCFS, "priv", name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 			if err == nil {
@@ -140,7 +143,7 @@ func TestBubbleFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			if _, err := network.Dial(ctx, c.Node("pve1").IP, "10.0.0.2:8006"); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := network.Host("pve1").Process("").Dial(ctx, "tcp", "10.0.0.2:8006"); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("dial over the cut: %v", err)
 			}
 			cancel()
@@ -196,7 +199,7 @@ func TestBubbleFaults(t *testing.T) {
 
 // TestBubbleOpenFile: who keeps a file of a dead node open does not stop time for ever.
 func TestBubbleOpenFile(t *testing.T) {
-	bubble(t, func(cfg *pvesim.Config) { cfg.VMs = 0 }, func(t *testing.T, c *pvesim.Cluster, _ *pvesim.Memory) {
+	bubble(t, func(cfg *pvesim.Config) { cfg.VMs = 0 }, func(t *testing.T, c *pvesim.Cluster, _ *fabric.Network) {
 		f, err := os.Open(filepath.Join(c.Node("pve2").PMXCFS, ".members"))
 		if err != nil {
 			t.Fatal(err)

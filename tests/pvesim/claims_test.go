@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/scenario/fabric"
 )
 
 // claim takes a name below /etc/pve/priv; false if somebody else has it.
@@ -110,7 +111,7 @@ func others(c *pvesim.Cluster, name string) string {
 // TestManyFaults: half an hour of faults in virtual time, all of which end, and a cluster that is whole when all is healed.
 func TestManyFaults(t *testing.T) {
 	const seed = 20261122
-	bubble(t, func(cfg *pvesim.Config) { cfg.CorosyncDelay = 2 * time.Second }, func(t *testing.T, c *pvesim.Cluster, _ *pvesim.Memory) {
+	bubble(t, func(cfg *pvesim.Config) { cfg.CorosyncDelay = 2 * time.Second }, func(t *testing.T, c *pvesim.Cluster, _ *fabric.Network) {
 		rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // the same faults each time
 		node := func() string { return c.Nodes()[rng.IntN(3)].Name }
 		for id := range 4 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/scenario/fabric"
 )
 
 func TestMigrate(t *testing.T) {
@@ -104,7 +105,7 @@ func TestMigrateRefuses(t *testing.T) {
 
 // TestMigrationGap: for a moment the VM is in no .vmlist, while its config is always at one of the two nodes.
 func TestMigrationGap(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, c *pvesim.Cluster, _ *pvesim.Memory) {
+	bubble(t, nil, func(t *testing.T, c *pvesim.Cluster, _ *fabric.Network) {
 		n := c.Node("pve3")
 		where := func() (listed string, file string) {
 			for _, node := range []string{"pve1", "pve2"} {

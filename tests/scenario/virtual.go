@@ -81,7 +81,7 @@ func NewVirtual(ctx context.Context, cfg VirtualConfig) (*Virtual, error) {
 	v.net.AddHost(clientHost, netip.MustParseAddr("10.0.1.1"))
 	sim := pvesim.Config{
 		Dir: cfg.Dir, Nodes: cfg.Nodes, QEMU: pvesim.None, PMXCFS: pvesim.FUSE, TLS: false, Log: cfg.Log,
-		TaskDelay: 300 * time.Millisecond, Scan: time.Second, CorosyncDelay: 3 * time.Second, Network: listeners{v}, Go: cfg.Outside,
+		TaskDelay: 300 * time.Millisecond, Scan: time.Second, CorosyncDelay: 3 * time.Second, Network: v.net, Go: cfg.Outside,
 	}
 	if cfg.Directory {
 		sim.PMXCFS = pvesim.Dir
@@ -147,19 +147,6 @@ func (v *Virtual) Nodes() (names []string) {
 
 // Dir implements World.
 func (v *Virtual) Dir() string { return v.cfg.Dir }
-
-// listeners opens the simulated cluster's ports on the hosts of their addresses.
-type listeners struct{ v *Virtual }
-
-// Listen implements pvesim.Network.
-func (l listeners) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return nil, err
-	}
-	h := l.v.net.Host(fmt.Sprintf("pve%d", at.Addr().As4()[3]))
-	return h.Process("pve").Listen(ctx, network, address)
-}
 
 // power follows the power of a node: its agent dies with it.
 func (v *Virtual) power(node string, on bool) {

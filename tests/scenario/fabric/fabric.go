@@ -8,9 +8,11 @@
 package fabric
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -81,6 +83,21 @@ func (n *Network) Host(name string) *Host {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.hosts[name]
+}
+
+// Listen opens a port on the host that has the address, for what is on all hosts at once, as a simulated cluster is.
+func (n *Network) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	n.mu.Lock()
+	h := n.byAddr[at.Addr()]
+	n.mu.Unlock()
+	if h == nil {
+		return nil, fmt.Errorf("listen %s: no host has that address", address)
+	}
+	return h.Process("").Listen(ctx, network, address)
 }
 
 // Set changes the link from one host to another, on one plane or, with "", on all. A plane is cut if it or all are; the
