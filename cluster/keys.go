@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// keySize makes it AES-256.
-const keySize = 32
+// KeySize is how many bytes a key has: that makes it AES-256.
+const KeySize = 32
 
 func readKeys(keys func() ([][]byte, error)) ([][]byte, error) {
 	read, err := keys()
@@ -21,8 +21,8 @@ func readKeys(keys func() ([][]byte, error)) ([][]byte, error) {
 		return nil, errors.New("read keys: there are none")
 	}
 	for i, key := range read {
-		if len(key) != keySize {
-			return nil, fmt.Errorf("read keys: key %d has %d bytes, not %d", i+1, len(key), keySize)
+		if len(key) != KeySize {
+			return nil, fmt.Errorf("read keys: key %d has %d bytes, not %d", i+1, len(key), KeySize)
 		}
 	}
 	return read, nil

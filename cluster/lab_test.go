@@ -59,7 +59,7 @@ func (l *logbook) count(text string) int {
 	return strings.Count(l.buf.String(), text)
 }
 
-func key(n byte) []byte { return bytes.Repeat([]byte{n}, keySize) }
+func key(n byte) []byte { return bytes.Repeat([]byte{n}, KeySize) }
 
 func nodeName(n int) string { return fmt.Sprintf("pve%d", n) }
 

@@ -61,17 +61,6 @@ type planned struct {
 
 func (a addressing) any() bool { return a.dhcp4 || a.dhcp6 || a.auto6 || len(a.addresses) > 0 }
 
-// Check finds what is wrong with the networks of a request before anything is made of them: addresses, prefixes,
-// gateways, and addresses asked for twice. Errors are *spec.Error.
-func Check(dialect spec.Dialect, networks []spec.Network) error {
-	w := Wish{Dialect: dialect}
-	for i := range networks {
-		w.NICs = append(w.NICs, NIC{Index: i, Asked: &networks[i], At: i})
-	}
-	_, err := w.plan()
-	return err
-}
-
 // parse reads what is asked of a NIC. Asked for nothing, it keeps what the template says, unless that is an address
 // of the template's own; else it is DHCP for IPv4, and IPv6 as the routers announce it.
 func (w Wish) parse(nic NIC, source addressing, taken map[netip.Addr]string) (addressing, error) {

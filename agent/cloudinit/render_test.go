@@ -347,11 +347,10 @@ func TestErrorsNameTheField(t *testing.T) {
 	}
 }
 
-func TestCheck(t *testing.T) {
-	if err := Check(spec.CreateDialect, nil); err != nil {
-		t.Error(err)
-	}
-	err := Check(spec.DesiredDialect, []spec.Network{{}, {StaticIP: "192.0.2.1", Prefix: 24, Gateway: "x"}})
+// TestErrorsSpeakTheDialect: a field is named as the manager wrote it.
+func TestErrorsSpeakTheDialect(t *testing.T) {
+	w := wish(func(w *Wish) { w.Dialect = spec.DesiredDialect }, spec.Network{}, spec.Network{StaticIP: "192.0.2.1", Prefix: 24, Gateway: "x"})
+	_, err := w.Render()
 	if err == nil || !strings.HasPrefix(err.Error(), "desired_json: Networks[1].Gateway: ") {
 		t.Errorf("got %v", err)
 	}

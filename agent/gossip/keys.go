@@ -10,10 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-)
 
-// keySize is that of AES-256.
-const keySize = 32
+	"github.com/pve-rigaud/pve-rigaud/cluster"
+)
 
 // tornAfter is how old a key file without a key must be before it counts as left behind by a crash.
 const tornAfter = time.Minute
@@ -58,9 +57,9 @@ func (f keyFile) parse() ([][]byte, error) {
 			continue
 		}
 		key, err := base64.StdEncoding.DecodeString(text)
-		if err != nil || len(key) != keySize { // never print it
+		if err != nil || len(key) != cluster.KeySize { // never print it
 			return nil, fmt.Errorf("read the gossip keys: %s: line %d is not a key: expected %d bytes in base64, as from: head -c %d /dev/urandom | base64",
-				f.path, len(keys)+1, keySize, keySize)
+				f.path, len(keys)+1, cluster.KeySize, cluster.KeySize)
 		}
 		keys = append(keys, key)
 	}
@@ -76,7 +75,7 @@ func (f keyFile) create() error {
 	if err := os.Mkdir(filepath.Dir(f.path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	key := make([]byte, keySize)
+	key := make([]byte, cluster.KeySize)
 	if _, err := rand.Read(key); err != nil {
 		return err
 	}

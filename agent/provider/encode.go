@@ -31,9 +31,7 @@ var statusCodes = map[fault.Reason]codes.Code{
 }
 
 // Status turns an error into the status a client gets. One of reason Moved is for the agent that asks.
-func Status(err error) error { return refuse(err) }
-
-func refuse(err error) error {
+func Status(err error) error {
 	if _, ok := errors.AsType[*fault.Error](err); !ok {
 		return status.Error(codes.Internal, err.Error())
 	}

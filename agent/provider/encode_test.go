@@ -34,12 +34,12 @@ func TestEveryReasonHasACode(t *testing.T) {
 		if endpoint := r == fault.Unavailable || r == fault.Internal; breaks[code] != endpoint {
 			t.Errorf("reason %q is code %s: what concerns one VM must not stop the others", r, code)
 		}
-		err := refuse(fmt.Errorf("outer: %w", fault.New(r, "start VM 100: something odd")))
+		err := Status(fmt.Errorf("outer: %w", fault.New(r, "start VM 100: something odd")))
 		if status.Code(err) != code || status.Convert(err).Message() != "outer: start VM 100: something odd" {
 			t.Errorf("reason %q becomes %v", r, err)
 		}
 	}
-	if got := status.Code(refuse(errors.New("a defect"))); got != codes.Internal {
+	if got := status.Code(Status(errors.New("a defect"))); got != codes.Internal {
 		t.Errorf("an error without a reason is %s", got)
 	}
 }

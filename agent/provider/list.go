@@ -37,7 +37,7 @@ const (
 func (s *Server) ListVMs(ctx context.Context, _ *providerpb.ListVMsRequest) (*providerpb.ListVMsResponse, error) {
 	all, err := s.cfg.Guests.List(ctx)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	resp := &providerpb.ListVMsResponse{Vms: vmInfos(all)}
 	if s.cfg.Fleet == nil || s.cfg.Fleet.Asked(ctx) {
@@ -45,7 +45,7 @@ func (s *Server) ListVMs(ctx context.Context, _ *providerpb.ListVMsRequest) (*pr
 	}
 	far, err := s.listFar(ctx)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	resp.Vms = byID(append(resp.GetVms(), far...))
 	s.fit(ctx, resp)

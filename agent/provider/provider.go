@@ -64,17 +64,17 @@ func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*prov
 		DisksJSON: r.GetDisksJson(), PlacementJSON: r.GetPlacementJson(), UserData: r.GetUserData(), MetaData: r.GetMetaData(), Tags: r.GetTags(),
 	})
 	if err != nil {
-		return nil, refuse(fault.New(fault.Invalid, "%w", err))
+		return nil, Status(fault.New(fault.Invalid, "%w", err))
 	}
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	made, err := s.cfg.Guests.Create(ctx, s.cfg.Client(ctx), wish)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	task, err := s.await(ctx, made.Op)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	return &providerpb.CreateResponse{Id: made.ID, Task: task}, nil
 }
@@ -83,7 +83,7 @@ func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*prov
 func (s *Server) Delete(ctx context.Context, r *providerpb.DeleteRequest) (*providerpb.TaskResponse, error) {
 	id, err := guest.ParseID(r.GetId())
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	ctx, cancel := inTime(ctx)
 	defer cancel()
@@ -92,7 +92,7 @@ func (s *Server) Delete(ctx context.Context, r *providerpb.DeleteRequest) (*prov
 		err = finish(ctx, op)
 	}
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	return &providerpb.TaskResponse{}, nil
 }
@@ -108,20 +108,20 @@ var powerOps = map[providerpb.PowerOp]guest.PowerOp{
 func (s *Server) Power(ctx context.Context, r *providerpb.PowerRequest) (*providerpb.TaskResponse, error) {
 	id, err := guest.ParseID(r.GetId())
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	op, ok := powerOps[r.GetOp()]
 	if !ok {
-		return nil, refuse(fault.New(fault.Invalid, "power %s: op %s is not one of ON, OFF, REBOOT, SHUTDOWN_GRACEFUL", id, r.GetOp()))
+		return nil, Status(fault.New(fault.Invalid, "power %s: op %s is not one of ON, OFF, REBOOT, SHUTDOWN_GRACEFUL", id, r.GetOp()))
 	}
 	grace := time.Duration(r.GetGracefulTimeoutSeconds()) * time.Second
 	h, err := s.cfg.Guests.Power(ctx, s.cfg.Client(ctx), id, op, grace)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	task, err := s.await(ctx, h)
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	return &providerpb.TaskResponse{Task: task}, nil
 }
@@ -131,14 +131,14 @@ func (s *Server) Power(ctx context.Context, r *providerpb.PowerRequest) (*provid
 func (s *Server) Describe(ctx context.Context, r *providerpb.DescribeRequest) (*providerpb.DescribeResponse, error) {
 	id, err := guest.ParseID(r.GetId())
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	d, err := s.cfg.Guests.Describe(ctx, id)
 	if guest.IsAbsent(err) {
 		return &providerpb.DescribeResponse{}, nil
 	}
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	return &providerpb.DescribeResponse{
 		Exists: true, PowerState: powerText(d.On), Ips: d.IPs, ConsoleUrl: d.ConsoleURL, ProviderRawJson: d.Raw,
@@ -149,7 +149,7 @@ func (s *Server) Describe(ctx context.Context, r *providerpb.DescribeRequest) (*
 func (s *Server) TaskStatus(_ context.Context, r *providerpb.TaskStatusRequest) (*providerpb.TaskStatusResponse, error) {
 	done, failure, err := s.cfg.Guests.TaskStatus(r.GetTask().GetId())
 	if err != nil {
-		return nil, refuse(err)
+		return nil, Status(err)
 	}
 	return &providerpb.TaskStatusResponse{Done: done, Error: failure}, nil
 }
