@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 )
@@ -45,10 +46,28 @@ func StartProcess(cfg ProcessConfig) (*Process, error) {
 		defer close(p.done)
 		_ = cmd.Wait() // how it ended is of no interest
 	}()
+	p.awaitCommandLine()
 	if err := os.WriteFile(pidFile, fmt.Appendln(nil, p.PID()), 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("start process of %d: %w", cfg.VMID, err), p.Close())
 	}
 	return p, nil
+}
+
+// awaitCommandLine waits until the process shows its command line. Start returns when exec has closed the parent's files,
+// and the kernel sets up the new program's arguments only after that; QEMU writes its pid file itself, later.
+func (p *Process) awaitCommandLine() {
+	for {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID()))
+		if err != nil || len(line) > 0 {
+			return
+		}
+		select {
+		case <-p.done:
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
 }
 
 // PID is the process's id.
