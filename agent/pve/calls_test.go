@@ -166,6 +166,8 @@ func everyCall(ctx context.Context, c *Client) map[string]error {
 	_, err = c.Clone(ctx, "pve1", 100, CloneParams{NewID: 101, Name: "web-1", Description: "d", Full: true, Storage: "local", Format: "qcow2", Target: "pve2", Pool: "p", SnapName: "s1"})
 	note("Clone", err)
 	note("SetConfig", c.SetConfig(ctx, "pve1", 100, url.Values{"cores": {"2"}, "scsi1": {"local:1"}, "delete": {"net1"}, "digest": {"b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45"}}))
+	_, err = c.ConfigTask(ctx, "pve1", 100, url.Values{"scsi2": {"local:8,serial=data"}, "digest": {"b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45"}})
+	note("ConfigTask", err)
 	_, err = c.Config(ctx, "pve1", 100, true)
 	note("Config", err)
 	_, err = c.Start(ctx, "pve1", 100)
@@ -242,6 +244,7 @@ GET /api2/json/nodes/pve1/tasks/UPID:pve1:000025CB:00038BCD:6B028ED1:qmcreate:10
 GET /api2/json/nodes/pve1/tasks/UPID:pve1:000025CB:00038BCD:6B028ED1:qmcreate:100:virtrigaud@pve!agent:/status 
 GET /api2/json/version 
 POST /api2/json/nodes/pve1/qemu/100/clone description=d&format=qcow2&full=1&name=web-1&newid=101&pool=p&snapname=s1&storage=local&target=pve2
+POST /api2/json/nodes/pve1/qemu/100/config digest=b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45&scsi2=local%3A8%2Cserial%3Ddata
 POST /api2/json/nodes/pve1/qemu/100/status/reboot timeout=90
 POST /api2/json/nodes/pve1/qemu/100/status/shutdown forceStop=1&timeout=90
 POST /api2/json/nodes/pve1/qemu/100/status/start 

@@ -98,6 +98,13 @@ func (c *Client) SetConfig(ctx context.Context, node string, vmid int, values ur
 	return c.Call(ctx, http.MethodPut, vmPath(node, vmid, "/config"), values, nil)
 }
 
+// ConfigTask is SetConfig as a task: PVE answers at once and hot-plugs in the background, which suits what takes long,
+// such as a disk that is to be allocated. The values are those of SetConfig. The UPID is empty where PVE had nothing to
+// do in the background.
+func (c *Client) ConfigTask(ctx context.Context, node string, vmid int, values url.Values) (UPID, error) {
+	return c.task(ctx, http.MethodPost, vmPath(node, vmid, "/config"), values)
+}
+
 // Config reads a VM's config as the API shows it: with pending changes, or the values in effect when current is set.
 // The values are strings or numbers, as PVE writes them.
 func (c *Client) Config(ctx context.Context, node string, vmid int, current bool) (map[string]any, error) {
