@@ -248,6 +248,9 @@ func FuzzConf(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if p := c.DropPending(key).Pending(); p.Deletes(key) || slices.Contains(p.Keys(), key) {
+			t.Fatalf("after DropPending(%q) it waits", key)
+		}
 		checkEdit(t, c, changed, key, value)
 	})
 }

@@ -2,6 +2,7 @@ package pmxcfs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -25,17 +26,68 @@ func (c *Conf) Set(key, value string) (*Conf, error) {
 // Delete returns the config without key in its first part; c itself stays as it is.
 func (c *Conf) Delete(key string) *Conf {
 	main := string(c.Section)
+	return newConf(without(main, key) + c.raw[len(main):])
+}
+
+// without returns a section's text without the lines of key.
+func without(text, key string) string {
 	var b strings.Builder
-	b.Grow(len(c.raw))
-	for at := 0; at < len(main); {
-		next := lineEnd(main, at)
-		if k, _, ok := keyLine(main[at:next]); !ok || k != key {
-			b.WriteString(main[at:next])
+	b.Grow(len(text))
+	for at := 0; at < len(text); {
+		next := lineEnd(text, at)
+		if k, _, ok := keyLine(text[at:next]); !ok || k != key {
+			b.WriteString(text[at:next])
 		}
 		at = next
 	}
-	b.WriteString(c.raw[len(main):])
-	return newConf(b.String())
+	return b.String()
+}
+
+// DropPending returns the config in which nothing of key waits for a power cycle, neither a value nor its removal; c itself
+// stays as it is. A [PENDING] that this leaves empty goes, too.
+func (c *Conf) DropPending(key string) *Conf {
+	for i, m := range slices.Backward(c.sections) {
+		if m.kind != sectionPending {
+			continue
+		}
+		old := string(c.body(i))
+		kept, rest := settle(old, key), c.raw[m.body+len(old):]
+		if strings.Trim(kept, whitespace) != "" {
+			return newConf(c.raw[:m.body] + kept + rest)
+		}
+		before := c.raw[:m.head]
+		if rest == "" && strings.HasSuffix(before, "\n\n") {
+			before = before[:len(before)-1]
+		}
+		return newConf(before + rest)
+	}
+	return c
+}
+
+// settle takes a key, and its removal, out of the text of [PENDING].
+func settle(text, key string) string {
+	var b strings.Builder
+	for at := 0; at < len(text); {
+		next := lineEnd(text, at)
+		line := text[at:next]
+		at = next
+		k, v, ok := keyLine(line)
+		if ok && k == key {
+			continue
+		}
+		if ok && k == "delete" {
+			list := fields(v)
+			kept := slices.DeleteFunc(slices.Clone(list), func(e string) bool { return strings.TrimPrefix(e, "!") == key })
+			if len(kept) == 0 {
+				continue
+			}
+			if len(kept) < len(list) {
+				line = "delete: " + strings.Join(kept, ",") + "\n"
+			}
+		}
+		b.WriteString(line)
+	}
+	return b.String()
 }
 
 // findValue locates the value that counts for key: the last line's.

@@ -41,6 +41,18 @@ func (s Section) CPUs() (maximum, vcpus int) {
 	return maximum, vcpus
 }
 
+// defaultHotplug is what the value 1 of `hotplug` stands for, and what a VM without it has.
+const defaultHotplug = "network,disk,usb"
+
+// Hotplugs reports whether `hotplug` has a feature: network, disk, cpu, memory, usb or cloudinit.
+func (s Section) Hotplugs(feature string) bool {
+	list, ok := s.Get("hotplug")
+	if !ok || list == "1" {
+		list = defaultHotplug
+	}
+	return slices.Contains(fields(list), feature)
+}
+
 // MemoryMiB is the VM's memory.
 func (s Section) MemoryMiB() int64 {
 	n, err := strconv.ParseInt(Props(s.value("memory")).either("current"), 10, 64)

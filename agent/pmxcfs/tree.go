@@ -98,17 +98,53 @@ func (t *Tree) Conf(node string, vmid int) (*Conf, error) {
 }
 
 // Replace puts a changed config in the place of a VM's config: a reader sees the old one or the new one. The caller holds
-// PVE's lock of that VM, lock-<vmid>.conf in /var/lock/qemu-server.
+// PVE's lock of that VM, see LockConf.
 func (t *Tree) Replace(node string, vmid int, conf *Conf) error {
+	staged, err := t.Stage(node, vmid, conf)
+	if err != nil {
+		return err
+	}
+	return staged.Commit()
+}
+
+// Staged is a changed config that lies beside the one it is to replace.
+type Staged struct {
+	temp, name string // paths
+}
+
+// Stage writes a changed config beside a VM's config, where it counts for nothing yet: a disk that is full or a cluster
+// without quorum shows before anything has been done that the config must say. The caller holds PVE's lock of that VM
+// until it has called Commit or Discard.
+func (t *Tree) Stage(node string, vmid int, conf *Conf) (*Staged, error) {
 	name := t.path(confName(TypeQEMU, node, vmid))
 	temp := fmt.Sprintf("%s.tmp.%d", name, os.Getpid()) // as PVE names its own
-	if err := os.WriteFile(temp, conf.Bytes(), 0o640); err != nil {
-		return errors.Join(err, remove(temp))
+	if err := writeSynced(temp, conf.Bytes()); err != nil {
+		return nil, errors.Join(err, remove(temp))
 	}
-	if err := os.Rename(temp, name); err != nil {
-		return errors.Join(err, remove(temp))
+	return &Staged{temp: temp, name: name}, nil
+}
+
+// Commit puts the staged config in the place of the old one.
+func (s *Staged) Commit() error {
+	if err := os.Rename(s.temp, s.name); err != nil {
+		return errors.Join(err, s.Discard())
 	}
 	return nil
+}
+
+// Discard removes the staged config.
+func (s *Staged) Discard() error { return remove(s.temp) }
+
+// writeSynced writes a new file that is on the disk, or in the cluster's memory, when it returns.
+func writeSynced(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(content); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 func remove(path string) error {
