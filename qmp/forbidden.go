@@ -21,6 +21,9 @@ var forbidden = []string{
 	"watchdog-set-action", "set-action", "rtc-reset-reinjection", "yank", "replay-*",
 }
 
+// cpuDriver is how QEMU names the devices that are vCPUs (qemu-server, print_cpu_device).
+const cpuDriver = "-cpu"
+
 // cpuID is the only kind of device that may come and go through QMP: the name
 // that Proxmox VE gives a hot-plugged vCPU (qemu-server, qemu_cpu_hotplug).
 var cpuID = regexp.MustCompile(`^cpu[1-9][0-9]{0,3}$`)
@@ -37,10 +40,14 @@ func permit(command string, arguments []byte) error {
 		return nil
 	}
 	var device struct {
-		ID string `json:"id"`
+		Driver string `json:"driver"`
+		ID     string `json:"id"`
 	}
 	if err := json.Unmarshal(arguments, &device); err != nil || !cpuID.MatchString(device.ID) {
 		return fmt.Errorf("%w for anything but a cpu (id %q)", ErrForbidden, device.ID)
+	}
+	if command == "device_add" && device.Driver != "" && !strings.HasSuffix(device.Driver, cpuDriver) {
+		return fmt.Errorf("%w for anything but a cpu (driver %q)", ErrForbidden, device.Driver)
 	}
 	return nil
 }

@@ -69,7 +69,7 @@ func TestRefusals(t *testing.T) {
 		{"balloon", map[string]string{"value": "abc"}, "GenericError", "Invalid parameter type for 'value', expected: integer"},
 		{"device_add", plug(cpu, "cpu2", 7), "GenericError", "Invalid CPU socket-id: 7 must be in range 0:1"},
 		{"device_add", plug("host-x86_64-cpu", "cpu2", 1), "GenericError", "Invalid CPU type, expected cpu type: 'qemu64-x86_64-cpu'"},
-		{"device_add", plug("nonsense", "cpu2", 1), "GenericError", "'nonsense' is not a valid device model name"},
+		{"device_add", plug("nonsense-cpu", "cpu2", 1), "GenericError", "'nonsense-cpu' is not a valid device model name"},
 		{"device_add", map[string]string{"driver": cpu, "id": "cpu2"}, "GenericError", "CPU socket-id is not set"},
 		{"device_add", map[string]string{"id": "cpu2"}, "GenericError", "Parameter 'driver' is missing"},
 		{"device_add", plug(cpu, "cpu2", 1), "", ""},
@@ -397,6 +397,7 @@ func TestReservedCommands(t *testing.T) {
 		{"device_del", nil},
 		{"device_del", map[string]any{"id": 7}},
 		{"device_add", map[string]string{"driver": "scsi-hd", "id": "scsi1"}},
+		{"device_add", map[string]string{"driver": "scsi-hd", "id": "cpu2"}},
 	}
 	for _, r := range refused {
 		err := s.Execute(t.Context(), r.command, r.args, nil)

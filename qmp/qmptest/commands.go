@@ -158,28 +158,40 @@ func (m *machine) lockedSlot(args arguments) (int, error) {
 	return int(at["socket-id"])*m.cfg.Cores + int(at["core-id"]), nil
 }
 
-// lockedUnplug asks the guest to give a CPU back; a willing guest does so at
-// once.
+// lockedUnplug asks the guest to give a CPU back, see QEMU.giveBack.
 func (m *machine) lockedUnplug(args arguments) (any, error) {
 	id, err := args.text("id")
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(m.cpus, func(c cpu) bool { return id != "" && c.id == id })
-	if i < 0 {
+	if m.lockedFind(id) < 0 {
 		return nil, refuse("", qmp.ClassDeviceNotFound, "Device '%s' not found", id)
 	}
-	if !m.cfg.IgnoreUnplug {
-		path := m.cpus[i].qomPath(i)
-		m.cpus[i].plugged, m.cpus[i].id = false, ""
-		m.lockedEmit("DEVICE_DELETED", object{"device": id, "path": path})
-	}
 	return object{}, nil
+}
+
+// lockedFind is the place of the CPU that is the device id, -1 if none is.
+func (m *machine) lockedFind(id string) int {
+	return slices.IndexFunc(m.cpus, func(c cpu) bool { return id != "" && c.id == id })
+}
+
+// lockedGone takes a CPU away that the guest has given back.
+func (m *machine) lockedGone(id string) {
+	i := m.lockedFind(id)
+	if i < 0 {
+		return
+	}
+	path := m.cpus[i].qomPath(i)
+	m.cpus[i].plugged, m.cpus[i].id = false, ""
+	m.lockedEmit("DEVICE_DELETED", object{"device": id, "path": path})
 }
 
 func (m *machine) lockedBalloon(arguments) (any, error) {
 	if m.balloon < 0 {
 		return nil, noBalloon()
+	}
+	if m.driver && m.step > 0 {
+		m.lockedSetBalloon(min(max(m.target, m.balloon-m.step), m.balloon+m.step))
 	}
 	reply := object{"actual": m.balloon, "max_mem": m.memory()}
 	if m.driver {
@@ -208,8 +220,9 @@ func (m *machine) lockedInflate(args arguments) (any, error) {
 	case target <= 0:
 		return nil, generic("Parameter 'target' expects a size")
 	}
-	if m.driver {
-		m.lockedSetBalloon(min(target, m.memory()))
+	m.target = max(min(target, m.memory()), m.floor)
+	if m.driver && m.step <= 0 {
+		m.lockedSetBalloon(m.target)
 	}
 	return object{}, nil
 }

@@ -63,6 +63,18 @@ func (q *QEMU) SetBalloonDriver(present bool) {
 	q.change(func() { q.m.driver = present })
 }
 
+// SetBalloonStep makes the guest slow: the balloon moves by so many bytes at
+// most each time that query-balloon asks for it. 0: all at once.
+func (q *QEMU) SetBalloonStep(bytes int64) {
+	q.change(func() { q.m.step = bytes })
+}
+
+// SetBalloonFloor makes the guest keep so many bytes, whatever it is told from
+// now on.
+func (q *QEMU) SetBalloonFloor(bytes int64) {
+	q.change(func() { q.m.floor = bytes })
+}
+
 // SetGuest changes what the guest agent says.
 func (q *QEMU) SetGuest(guest Guest) {
 	q.changeAgent(func(a *agent) { a.guest = guest })

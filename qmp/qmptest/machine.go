@@ -40,6 +40,9 @@ type machine struct {
 	runstate string
 	cpus     []cpu
 	balloon  int64 // bytes, actual; -1: no device
+	target   int64 // of the balloon, bytes
+	step     int64 // bytes that the balloon moves at a look; 0: all at once
+	floor    int64 // bytes that the guest keeps
 	driver   bool  // the guest has a balloon driver
 	events   []event
 	handlers map[string]func(json.RawMessage) (any, error)
@@ -54,6 +57,7 @@ func newMachine(cfg Config) *machine {
 	if cfg.BalloonMiB < 0 {
 		m.balloon = -1
 	}
+	m.target = m.balloon
 	for i := range cfg.Sockets * cfg.Cores {
 		c := cpu{socket: i / cfg.Cores, core: i % cfg.Cores, plugged: i < cfg.VCPUs}
 		if c.plugged && i > 0 && cfg.CPUHotplug {

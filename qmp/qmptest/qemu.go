@@ -39,6 +39,7 @@ type Config struct {
 	PowerdownDelay  time.Duration // from system_powerdown or guest-shutdown to run state "shutdown"
 	IgnorePowerdown bool          // the guest does not care for the power button
 	IgnoreUnplug    bool          // the guest does not give CPUs back
+	UnplugDelay     time.Duration // from device_del to the end of the CPU
 
 	// OnEvent gets each event, one after the other, from a goroutine of its
 	// own. It may not call Close or Kill, which wait for that goroutine.
@@ -245,6 +246,8 @@ func (q *QEMU) execute(command string, arguments json.RawMessage) (any, error) {
 		}
 	case "system_reset":
 		q.reboot()
+	case "device_del":
+		q.giveBack(arguments)
 	}
 	return result, nil
 }
@@ -276,6 +279,29 @@ func (q *QEMU) booted() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return time.Since(q.begun) >= q.cfg.Boot
+}
+
+// giveBack is the guest's part of device_del, which checked the arguments.
+func (q *QEMU) giveBack(arguments json.RawMessage) {
+	if q.cfg.IgnoreUnplug {
+		return
+	}
+	var device struct{ ID string }
+	_ = json.Unmarshal(arguments, &device) // was understood before
+	gone := func() { q.change(func() { q.m.lockedGone(device.ID) }) }
+	if q.cfg.UnplugDelay <= 0 {
+		gone()
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.ending {
+		q.work.Go(func() {
+			if q.mon.srv.wait(q.cfg.UnplugDelay) {
+				gone()
+			}
+		})
+	}
 }
 
 // powerOff is the guest's way down; -no-shutdown keeps the process.

@@ -176,6 +176,16 @@ func TestBalloon(t *testing.T) {
 	if q.Balloon() != 1<<30 {
 		t.Errorf("without a driver: %d", q.Balloon())
 	}
+	q.SetBalloonDriver(true)
+	q.SetBalloonFloor(500 << 20)
+	q.SetBalloonStep(300 << 20)
+	inflate(256 << 20)
+	for _, want := range []int64{724 << 20, 500 << 20, 500 << 20} {
+		var state struct{ Actual int64 }
+		if err := s.Execute(t.Context(), "query-balloon", nil, &state); err != nil || state.Actual != want {
+			t.Errorf("a slow guest with a floor: %d, %v, want %d", state.Actual, err, want)
+		}
+	}
 	var refused *qmp.Error
 	without := start(t, qmptest.Config{BalloonMiB: -1})
 	if _, err := without.Execute("query-balloon", nil); !errors.As(err, &refused) || refused.Class != qmp.ClassDeviceNotActive {
@@ -220,6 +230,23 @@ func TestCPUs(t *testing.T) {
 	})
 	if _, err := qmptest.NewQEMU(qmptest.Config{Dir: shortDir(t), VMID: 7, VCPUs: 2}); err == nil {
 		t.Error("more CPUs than places")
+	}
+}
+
+func TestUnplugTakesTime(t *testing.T) {
+	q := start(t, qmptest.Config{Sockets: 2, CPUHotplug: true, UnplugDelay: 20 * time.Millisecond})
+	for range 2 { // a second request is none for a second CPU
+		if _, err := q.Execute("device_del", json.RawMessage(`{"id":"cpu2"}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if q.VCPUs() != 2 {
+		t.Error("the CPU is gone at once")
+	}
+	until(t, "end of the CPU", func() bool { return q.VCPUs() == 1 })
+	stubborn := start(t, qmptest.Config{Sockets: 2, CPUHotplug: true, IgnoreUnplug: true})
+	if _, err := stubborn.Execute("device_del", json.RawMessage(`{"id":"cpu2"}`)); err != nil || stubborn.VCPUs() != 2 {
+		t.Errorf("a guest that keeps its CPUs: %d, %v", stubborn.VCPUs(), err)
 	}
 }
 
