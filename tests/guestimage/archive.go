@@ -36,11 +36,14 @@ func build(ctx context.Context, p parts) ([]byte, error) {
 	for _, dir := range []string{"proc", "sys", "dev", "run", "tmp", "root"} {
 		files.dir(dir)
 	}
-	steps := []func(context.Context, parts) error{files.addScripts, files.addBusybox, files.addAgent, files.addModules}
+	steps := []func(context.Context, parts) error{files.addScripts, files.addBusybox, files.addAgent}
 	for _, step := range steps {
 		if err := step(ctx, p); err != nil {
 			return nil, err
 		}
+	}
+	if err := files.addModules(ctx, p, wantedModules); err != nil {
+		return nil, err
 	}
 	return files.archive()
 }
@@ -99,8 +102,9 @@ func (t tree) addAgent(_ context.Context, p parts) error {
 	return nil
 }
 
-func (t tree) addModules(ctx context.Context, p parts) error {
-	modules, err := loadOrder(ctx, p.kernel.modules, wantedModules)
+// addModules adds drivers, and the list of their files in the order to load them.
+func (t tree) addModules(ctx context.Context, p parts, wanted []string) error {
+	modules, err := loadOrder(ctx, p.kernel.modules, wanted)
 	if err != nil {
 		return err
 	}

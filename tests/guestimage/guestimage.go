@@ -2,7 +2,8 @@
 // simulated cluster boot: Debian's cloud kernel and a small initramfs with
 // busybox, qemu-guest-agent and the virtio drivers. The guest takes its
 // hostname and addresses from the cloud-init drive, brings plugged CPUs and
-// memory online and obeys the power button.
+// memory online and obeys the power button. Where that is too little, there is
+// [Debian], with a root disk and the real cloud-init.
 package guestimage
 
 import (
