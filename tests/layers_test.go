@@ -54,8 +54,9 @@ var rooms = map[string]room{
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
+	"agent/guest/hotplug": {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
-		imports: "agent/cloudinit agent/fault agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

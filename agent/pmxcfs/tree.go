@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tree is a mounted pmxcfs. It keeps no state but the path; every call reads. A call may hang for as long as pmxcfs
@@ -134,6 +137,25 @@ func (s *Staged) Commit() error {
 
 // Discard removes the staged config.
 func (s *Staged) Discard() error { return remove(s.temp) }
+
+// DropAbandoned removes what processes that are dead have staged for a VM of this node. The caller holds PVE's lock of it.
+func (t *Tree) DropAbandoned(node string, vmid int) error {
+	name := t.path(confName(TypeQEMU, node, vmid))
+	staged, err := filepath.Glob(name + ".tmp.*")
+	if err != nil {
+		return err
+	}
+	for _, path := range staged {
+		pid, err := strconv.Atoi(strings.TrimPrefix(path, name+".tmp."))
+		if err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			continue
+		}
+		if err := remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // writeSynced writes a new file that is on the disk, or in the cluster's memory, when it returns.
 func writeSynced(path string, content []byte) error {
