@@ -47,6 +47,7 @@ var rooms = map[string]room{
 	},
 	"agent/spec":       {imports: "agent/fault", pure: true},
 	"agent/cloudinit":  {imports: "agent/spec", pure: true},
+	"agent/plan":       {imports: "agent/cloudinit agent/fault agent/pmxcfs agent/spec", pure: true},
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
 	"agent/nodepb":     {},
@@ -56,7 +57,7 @@ var rooms = map[string]room{
 	},
 	"agent/guest/hotplug": {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
-		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/status agent/ops agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -14,17 +15,14 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 )
 
-func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
+// begin has PVE make the VM: a copy of its source, or a new one.
+func (m *making) begin(ctx context.Context, s *ops.StepRun) error {
 	began := m.stepBegan(stepClone)
 	err := m.runTask(ctx, s,
 		func(ctx context.Context) (pve.UPID, bool, error) {
 			return m.findOwnClone(ctx, began)
 		},
-		m.held(func(ctx context.Context) (pve.UPID, error) {
-			return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
-				NewID: m.vmid(), Name: m.order.Name, Full: true, Storage: m.order.Storage,
-			})
-		}))
+		m.held(m.beginCall))
 	if pve.KindOf(err) == pve.KindExists {
 		err = m.joinClone(ctx, s, began, err)
 	}
@@ -33,9 +31,29 @@ func (m *making) clone(ctx context.Context, s *ops.StepRun) error {
 		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
 	}
 	if err != nil {
-		return explain(m.act(fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())), err)
+		return explain(m.act(m.beginText()), err)
 	}
 	return m.noteVolumes(ctx)
+}
+
+func (m *making) beginText() string {
+	if m.order.New != nil {
+		return fmt.Sprintf("make VM %d", m.vmid())
+	}
+	return fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())
+}
+
+func (m *making) beginCall(ctx context.Context) (pve.UPID, error) {
+	if m.order.New == nil {
+		return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
+			NewID: m.vmid(), Name: m.order.Name, Full: !m.order.VM.Linked, Storage: m.order.VM.Storage, Pool: m.order.VM.Pool,
+		})
+	}
+	params := url.Values{"name": {m.order.Name}}
+	for k, v := range m.order.New {
+		params.Set(k, v)
+	}
+	return m.cfg.PVE.Create(ctx, m.cfg.Node, pve.CreateParams{VMID: m.vmid(), Pool: m.order.VM.Pool, Config: params})
 }
 
 // joinClone waits for the clone that has taken the number, if it is ours: a request whose answer was lost may be carried
@@ -74,8 +92,21 @@ const clockSlack = 5 * time.Second
 // errUnsaid is the finding that a clone has begun and waits for the lock of its source: it says only then what it makes.
 var errUnsaid = errors.New("a clone has begun that does not say yet which VM it makes")
 
-// findClone looks for the task that clones source (0: any VM) to vmid, of which nobody told us the UPID. A clone's
-// task carries the number of its source; the new number stands in its log, after what it says of waiting for a lock.
+// findMaking looks for the task that makes vmid, by cloning source (0: any VM) or anew, of which nobody told us the UPID.
+func (g *Guests) findMaking(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
+	u, ok, err := g.findClone(ctx, source, vmid, began)
+	if ok || err != nil || source != 0 {
+		return u, ok, err
+	}
+	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{VMID: vmid, Type: "qmcreate", Since: began.Add(-clockSlack), Source: "all", Limit: 1})
+	if err != nil || len(tasks) == 0 {
+		return "", false, err
+	}
+	return tasks[0].UPID, true, nil
+}
+
+// findClone is findMaking for clones. A clone's task carries the number of its source; the new number stands in its log,
+// after what it says of waiting for a lock.
 func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
 	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
 		VMID: source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,
@@ -106,7 +137,7 @@ func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Tim
 // findOwnClone looks for what a clone whose answer was lost has done. Before version 9.2, PVE does not say in a clone's
 // log which VM it makes: then the finished VM under our number, with our name, is it.
 func (m *making) findOwnClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
-	u, ok, err := m.findClone(ctx, m.order.Source, m.vmid(), began)
+	u, ok, err := m.findMaking(ctx, m.order.Source, m.vmid(), began)
 	if ok || err != nil {
 		return u, ok, err
 	}
@@ -190,7 +221,7 @@ func (m *making) awaitOwnClone(ctx context.Context, clone ops.Step) (pve.UPID, e
 	upid := pve.UPID(clone.UPID)
 	err := ops.Retry(ctx, underWay, func(ctx context.Context) (err error) {
 		if upid == "" {
-			if upid, _, err = m.findClone(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
+			if upid, _, err = m.findMaking(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
 				return err
 			}
 		}

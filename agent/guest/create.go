@@ -2,14 +2,11 @@ package guest
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
@@ -30,8 +27,13 @@ type Created struct {
 // Create makes the VM that owner wishes, or joins the making of it, or returns the VM that an earlier request of
 // owner with that name made. It returns as soon as the id is final, which is before PVE is asked for anything.
 func (g *Guests) Create(ctx context.Context, owner string, wish spec.Create) (Created, error) {
+	return g.making(ctx, createRequest(owner, wish))
+}
+
+// making makes the VM that a request asks for.
+func (g *Guests) making(ctx context.Context, r request) (Created, error) {
 	for attempt := 0; ; attempt++ {
-		c, err := g.createOnce(ctx, owner, wish)
+		c, err := g.makeOnce(ctx, r)
 		// A repeat that arrives while the first request ends can find the name free and then lose it to the first:
 		// the second look finds the VM.
 		if err == nil || attempt > 0 || !errors.Is(err, errOutrun) {
@@ -43,31 +45,30 @@ func (g *Guests) Create(ctx context.Context, owner string, wish spec.Create) (Cr
 // errOutrun marks a claim lost to another request of the same owner and name.
 var errOutrun = errors.New("another request has taken the name meanwhile")
 
-func (g *Guests) createOnce(ctx context.Context, owner string, wish spec.Create) (Created, error) {
-	key := string(ops.Create) + "/" + owner + "/" + wish.Name
-	h := g.cfg.Ops.Find(key)
+func (g *Guests) makeOnce(ctx context.Context, r request) (Created, error) {
+	h := g.cfg.Ops.Find(r.key())
 	if _, err := g.cfg.Watcher.World(); err != nil { // or a read of /etc/pve might never come back
-		return Created{}, fault.New(fault.Precondition, "create %s: %w", wish.Name, err)
+		return Created{}, fault.New(fault.Precondition, "%s: %w", r, err)
 	}
 	if h == nil {
-		if id, err := g.made(ctx, owner, wish.Name); id != "" || err != nil {
+		if id, err := g.made(ctx, r); id != "" || err != nil {
 			return Created{ID: id}, err
 		}
-		order, err := g.order(ctx, owner, wish)
+		order, err := g.order(ctx, r)
 		if err != nil {
 			return Created{}, err
 		}
-		if err := g.mayStart(ctx, "create "+wish.Name, true); err != nil {
+		if err := g.mayStart(ctx, r.String(), true); err != nil {
 			return Created{}, err
 		}
-		ask := ops.Ask{Kind: ops.Create, Key: key, Subject: ops.Subject{Owner: owner, Name: wish.Name}, Params: order}
+		ask := ops.Ask{Kind: r.kind, Key: r.key(), Subject: ops.Subject{Owner: r.owner, Name: r.name}, Params: order}
 		if h, _, err = g.cfg.Ops.Start(ctx, ask); err != nil {
 			return Created{}, err
 		}
 	}
 	op, err := h.Wait(ctx, func(op ops.Op) bool { return claimed(op) })
 	if err != nil {
-		return Created{}, fault.New(fault.Aborted, "create %s: waiting for its id: %w", wish.Name, err)
+		return Created{}, fault.New(fault.Aborted, "%s: waiting for its id: %w", r, err)
 	}
 	if !claimed(op) {
 		if fault.Is(op.Err(), fault.Exists) {
@@ -88,12 +89,12 @@ func claimed(op ops.Op) bool {
 	return false
 }
 
-// made returns the id of the VM that owner's name stands for already, or "" when the name is free or only a dead
+// made returns the id of the VM that the request's name stands for already, or "" when the name is free or only a dead
 // claim holds it.
-func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
-	rec, ok, err := g.findRecord(owner, name)
+func (g *Guests) made(ctx context.Context, r request) (string, error) {
+	rec, ok, err := g.findRecord(r.owner, r.name)
 	if err != nil {
-		return "", refineClaim(fmt.Sprintf("create %s: read its record", name), err)
+		return "", refineClaim(fmt.Sprintf("%s: read its record", r), err)
 	}
 	if !ok {
 		return "", nil
@@ -104,12 +105,25 @@ func (g *Guests) made(ctx context.Context, owner, name string) (string, error) {
 	}
 	id := rec.ID()
 	if g.running(ops.Delete, id) != nil {
-		return "", fault.New(fault.Aborted, "create %s: its earlier VM %s is being deleted, ask again", name, id)
+		return "", fault.New(fault.Aborted, "%s: its earlier VM %s is being deleted, ask again", r, id)
+	}
+	return id.String(), g.mayAnswer(r, rec)
+}
+
+// mayAnswer reports whether the VM of a record is the answer to a request for its name. The manager repeats a Clone, even
+// of a VM that it describes already, and takes any error for the end of it; nobody else asks for the same copy of the
+// same VM under the same name.
+func (g *Guests) mayAnswer(r request, rec record.Record) error {
+	if r.kind == ops.Clone {
+		if rec.Fingerprint == r.fingerprint {
+			return nil
+		}
+		return fault.New(fault.Exists, "%s: a VM of that name (%s) exists, made by another request; choose another name", r, rec.ID())
 	}
 	if at, ok := g.lastDescribed(rec.VMID); ok && time.Since(at) < heldByAnother {
-		return "", fault.New(fault.Exists, "create %s: a VM of that name (%s) exists and is in use by another object of this client; choose another name", name, id)
+		return fault.New(fault.Exists, "%s: a VM of that name (%s) exists and is in use by another object of this client; choose another name", r, rec.ID())
 	}
-	return id.String(), nil
+	return nil
 }
 
 // findRecord returns the record of owner's name. One that was cut short by a crash, and is old enough for its writer to
@@ -205,81 +219,6 @@ func keepUnless(err, expected error) error {
 		return nil
 	}
 	return err
-}
-
-// order is what a create operation is asked to do: everything it needs, decided once, so that a resumed operation
-// does the same as the first attempt would have.
-type order struct {
-	Owner, Name string
-	Fingerprint string
-	Tags        []string `json:",omitempty"`
-
-	Source   int    // VMID of the template or VM to clone
-	Storage  string `json:",omitempty"` // for the disks; "" keeps them where the source's are
-	Hardware hardware
-	SMBIOS   string // the source's smbios1, whose uuid is replaced
-	Grow     growth
-
-	// CloudInit is what the cloud-init drive has to say, nil when nothing is asked of it. Its InstanceID is the VM's uuid.
-	CloudInit      *cloudinit.Wish `json:",omitempty"`
-	Snippets       string          `json:",omitempty"` // storage for its parts; "": PVE's own keys carry it
-	CICustom       string          `json:",omitempty"` // the source's cicustom
-	CloudInitKey   string          `json:",omitempty"` // where a cloud-init drive is to be added
-	CloudInitStore string          `json:",omitempty"`
-}
-
-// order checks a wish against the world and plans what is to be done. It changes nothing.
-func (g *Guests) order(ctx context.Context, owner string, wish spec.Create) (order, error) {
-	if err := g.nameIsFree(ctx, wish.Name); err != nil {
-		return order{}, err
-	}
-	source, err := g.source(ctx, wish.Image)
-	if err != nil {
-		return order{}, err
-	}
-	if len(wish.Unknown) > 0 {
-		g.log.InfoContext(ctx, "keys of a request that this version does not know", "name", wish.Name, "keys", wish.Unknown)
-	}
-	sum := sha256.Sum256(wish.Canonical())
-	o := order{
-		Owner: owner, Name: wish.Name, Fingerprint: hex.EncodeToString(sum[:]), Tags: wish.Tags,
-		Source: source.ID, Storage: wish.Placement.Datastore,
-	}
-	o.SMBIOS, _ = source.Conf.Get("smbios1")
-	if o.Hardware, err = planHardware(wish.Class, source.Conf, g.bounds(source, o.Storage)); err != nil {
-		return order{}, err
-	}
-	if source.Conf.Protection() {
-		o.Hardware["protection"] = "0" // PVE copies it, and then nobody could delete what we make
-	}
-	if o.Grow, err = planGrowth(wish.Class, source.Conf); err != nil {
-		return order{}, err
-	}
-	if err := g.checkStorage(o.Storage); err != nil {
-		return order{}, err
-	}
-	return o, g.orderCloudInit(ctx, &o, wish, source.Conf)
-}
-
-// checkStorage finds out early what PVE would say late: a full clone copies for minutes before it fails.
-func (g *Guests) checkStorage(name string) error {
-	if name == "" {
-		return nil
-	}
-	world, err := g.cfg.Watcher.World()
-	if err != nil {
-		return fault.New(fault.Precondition, "placement_json: Datastore: %q: cannot be looked up: %w", name, err)
-	}
-	s, ok := world.Storages.Get(name)
-	switch {
-	case !ok:
-		return fault.New(fault.Precondition, "placement_json: Datastore: storage %q does not exist", name)
-	case !s.OnNode(g.cfg.Node):
-		return fault.New(fault.Precondition, "placement_json: Datastore: storage %q is not available on node %s", name, g.cfg.Node)
-	case !s.Has("images"):
-		return fault.New(fault.Precondition, "placement_json: Datastore: storage %q holds no VM disks (its content lacks images)", name)
-	}
-	return nil
 }
 
 // nameIsFree fails with Exists when a VM that we did not make has the name. Templates and the VMs with the numbers

@@ -147,7 +147,7 @@ func (g *Guests) awaitClone(ctx context.Context, rec *record.Record) error {
 		return nil
 	}
 	err := ops.Retry(ctx, underWay, func(ctx context.Context) error {
-		u, _, err := g.findClone(ctx, 0, rec.VMID, rec.Created)
+		u, _, err := g.findMaking(ctx, 0, rec.VMID, rec.Created)
 		if err != nil {
 			return err
 		}
@@ -213,7 +213,7 @@ func (g *Guests) prepareDestroy(ctx context.Context, t target, conf *pmxcfs.Conf
 			return err
 		}
 	}
-	if t.made && conf.Lock() == "clone" {
+	if t.made && madeUnder(conf.Lock()) {
 		if err := g.unlockClone(ctx, t); err != nil {
 			return err
 		}

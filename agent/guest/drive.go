@@ -2,38 +2,29 @@ package guest
 
 import (
 	"context"
-	"maps"
 	"net/netip"
 	"os"
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
-	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
 
-// orderCloudInit plans the NICs of a wish and what its cloud-init drive says, and decides how PVE gets that: as snippets
+// orderCloudInit plans what the cloud-init drive of a VM says, and decides how PVE gets that: as snippets
 // where a storage holds them, else by PVE's own keys as far as they go.
-func (g *Guests) orderCloudInit(ctx context.Context, o *order, wish spec.Create, source *pmxcfs.Conf) error {
-	world, err := g.cfg.Watcher.World()
-	if err != nil {
-		return fault.New(fault.Precondition, "user_data: look for a snippets storage: %w", err)
-	}
-	nets, nics, err := planNICs(wish.Networks, source, macs(world))
-	if err != nil {
-		return err
-	}
-	maps.Copy(o.Hardware, nets)
-	key, store, err := planCloudInit(source)
-	needed := len(wish.UserData) > 0 || len(wish.MetaData) > 0 || addressed(wish.Networks)
-	if !needed && (err != nil || key != "" || len(nics) == 0) {
+func (g *Guests) orderCloudInit(ctx context.Context, o *order, r request, source *pmxcfs.Conf, world *pmxcfs.World) error {
+	key, store, err := plan.CloudInitDrive(source, o.VM.Storage)
+	// A copy of a VM would say, with that VM's snippets, that it is that VM.
+	needed := !r.data.empty() || plan.Addressed(r.wish.Networks) || len(ownSnippets(source)) > 0
+	if !needed && (err != nil || key != "" || len(o.VM.NICs) == 0) {
 		return nil // nothing is asked that a drive would have to say
 	}
 	if err != nil {
 		return err
 	}
-	w := cloudInitWish(wish, source, nics)
+	w := cloudInitWish(r, source, o.VM.NICs)
 	w.NewDrive, w.Resolver = key != "", g.resolver()
 	rendered, err := g.orderDrive(world, o, w)
 	if err != nil {
@@ -88,9 +79,10 @@ func withoutSnippets(w cloudinit.Wish, why error) (cloudinit.Rendered, error) {
 func invalid(err error) error { return fault.New(fault.Invalid, "%w", err) }
 
 // cloudInitWish collects what goes into the drive of a clone of source.
-func cloudInitWish(wish spec.Create, source *pmxcfs.Conf, nics []cloudinit.NIC) cloudinit.Wish {
+func cloudInitWish(r request, source *pmxcfs.Conf, nics []cloudinit.NIC) cloudinit.Wish {
 	w := cloudinit.Wish{
-		Dialect: spec.CreateDialect, Name: wish.Name, UserData: wish.UserData, MetaData: wish.MetaData, NICs: nics, Source: map[string]string{},
+		Dialect: r.dialect, Name: r.name, UserData: r.data.UserData, MetaData: r.data.MetaData,
+		Hostname: r.data.Hostname, Domain: r.data.Domain, TimeZone: r.data.TimeZone, NICs: nics, Source: map[string]string{},
 	}
 	for _, key := range source.Keys() {
 		w.Source[key], _ = source.Get(key)

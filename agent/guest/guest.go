@@ -17,6 +17,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -36,6 +37,10 @@ type Config struct {
 
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int
+	// MHz returns the clock of this node's CPUs, 0 when unknown; nil: unknown.
+	MHz func() int
+	// Policy is what names in requests stand for.
+	Policy plan.Policy
 
 	// Now is the clock whose times are written to records; default time.Now.
 	Now func() time.Time
@@ -66,6 +71,9 @@ func New(cfg Config) *Guests {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.MHz == nil {
+		cfg.MHz = func() int { return 0 }
+	}
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = "/etc/resolv.conf"
 	}
@@ -74,6 +82,7 @@ func New(cfg Config) *Guests {
 		return cfg.PVE.Content(ctx, cfg.Node, storage, pve.ContentQuery{Content: "images"})
 	}}
 	cfg.Ops.Handle(ops.Create, g.sighted(g.create, g.quorate))
+	cfg.Ops.Handle(ops.Clone, g.sighted(g.create, g.quorate))
 	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove, g.quorate))
 	cfg.Ops.Handle(ops.Power, g.sighted(g.power, g.readable)) // PVE stops VMs without quorum
 	return g
@@ -201,7 +210,7 @@ func (g *Guests) same(id record.ID, vm *pmxcfs.VM) bool {
 }
 
 func (g *Guests) beingMade(id record.ID) bool {
-	return g.running(ops.Create, id) != nil
+	return g.running(ops.Create, id) != nil || g.running(ops.Clone, id) != nil
 }
 
 // running returns the running operation of that kind on the VM with this id, or nil.

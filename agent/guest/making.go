@@ -12,6 +12,7 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -21,8 +22,9 @@ import (
 const (
 	stepClaim     = "claim"     // a number, a uuid and the record that holds the name; what a dead claim has left is removed
 	stepSnippets  = "snippets"  // cloud-init data as files PVE can read
-	stepClone     = "clone"     // PVE copies the source
+	stepClone     = "clone"     // PVE copies the source, or makes a VM that has none
 	stepGrow      = "grow"      // the root disk
+	stepDisks     = "disks"     // data disks, EFI and TPM stores
 	stepConfigure = "configure" // size, cloud-init data and, with that, our uuid: a VM that has it is complete
 	stepReady     = "ready"     // read back, and say so in the record
 	stepUndo      = "undo"      // after a failure: remove everything again
@@ -82,8 +84,9 @@ func (m *making) make(ctx context.Context) error {
 	}{
 		{stepClaim, m.take},
 		{stepSnippets, m.writeSnippets},
-		{stepClone, m.clone},
+		{stepClone, m.begin},
 		{stepGrow, m.grow},
+		{stepDisks, m.allocate},
 		{stepConfigure, m.configure},
 		{stepReady, m.ready},
 	} {
@@ -283,8 +286,8 @@ func (m *making) configure(ctx context.Context, _ *ops.StepRun) error {
 // configuration is what the config is to get. An attempt whose answer was lost may have added the cloud-init drive
 // already, and PVE does not make one twice.
 func (m *making) configuration(ctx context.Context) (url.Values, error) {
-	params := url.Values{"smbios1": {withUUID(m.order.SMBIOS, m.memo.Record.UUID)}}
-	for k, v := range m.order.Hardware {
+	params := url.Values{"smbios1": {plan.WithUUID(m.order.SMBIOS, m.memo.Record.UUID)}}
+	for k, v := range m.order.VM.Config {
 		params.Set(k, v)
 	}
 	if m.memo.CICustom != "" {
@@ -297,25 +300,26 @@ func (m *making) configuration(ctx context.Context) (url.Values, error) {
 	for k, v := range r.Params {
 		params.Set(k, v)
 	}
-	if m.order.CloudInitKey == "" {
-		return params, nil
-	}
 	conf, err := m.confHere(ctx, m.vmid())
 	if err != nil || conf == nil {
 		return params, err
 	}
-	if _, there := conf.Get(m.order.CloudInitKey); !there {
+	if _, there := conf.Get(m.order.CloudInitKey); m.order.CloudInitKey != "" && !there {
 		params.Set(m.order.CloudInitKey, m.order.CloudInitStore+":cloudinit")
+	}
+	if boot, ok := conf.BootDisk(); ok && len(m.order.VM.Options) > 0 {
+		value, _ := conf.Get(boot.Key)
+		params.Set(boot.Key, plan.SetOptions(value, m.order.VM.Options))
 	}
 	return params, nil
 }
 
 func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
-	g := m.order.Grow
+	g := m.order.VM.Root
 	if g.Disk == "" {
 		return nil
 	}
-	if s.Again {
+	if s.Again || m.order.New != nil { // of a volume that was copied, the size is known only now
 		conf, err := m.confHere(ctx, m.vmid())
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 )
@@ -108,7 +109,7 @@ func (m *making) writeSnippets(_ context.Context, _ *ops.StepRun) error {
 	m.snippets.Lock()
 	defer m.snippets.Unlock()
 	// Noted first: from here on nobody removes these files as unneeded.
-	m.memo.CICustom = cicustom(m.order.CICustom, named)
+	m.memo.CICustom = plan.CICustom(m.order.CICustom, named)
 	if err := m.note(); err != nil {
 		return err
 	}

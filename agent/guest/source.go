@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
@@ -16,6 +18,9 @@ import (
 
 // SourceNode returns the node that has what a VM is to be made from: PVE clones only there.
 func (g *Guests) SourceNode(ctx context.Context, image spec.Image) (string, error) {
+	if image.TemplateName == "" || plan.BlankVolume(image) != "" {
+		return g.cfg.Node, nil
+	}
 	vm, err := g.template(ctx, image.TemplateName)
 	if err != nil {
 		return "", err
@@ -23,27 +28,42 @@ func (g *Guests) SourceNode(ctx context.Context, image spec.Image) (string, erro
 	return vm.Node, nil
 }
 
-// source resolves what a VM is to be made from: a template by VMID or by name, or an ordinary VM, on this node.
-func (g *Guests) source(ctx context.Context, image spec.Image) (*pmxcfs.VM, error) {
-	if image.TemplateName == "" {
-		what, where := "image_json: Path: ", image.Path
-		if where == "" {
-			what, where = "image_json: URL: ", image.URL
-		}
-		return nil, fault.New(fault.Invalid, "%s%q cannot be a source of a VM yet: name a template (TemplateName)", what, where)
-	}
-	vm, err := g.template(ctx, image.TemplateName)
+// source resolves what a VM is to be cloned from: a template by VMID or by name, or an ordinary VM, on this node.
+func (g *Guests) source(ctx context.Context, r request) (*pmxcfs.VM, error) {
+	vm, err := g.sourceAnywhere(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	if vm.Node != g.cfg.Node {
-		return nil, fault.MovedTo(vm.Node, "template %s (VM %d) is on node %s, and this agent is on %s: ask the agent there",
-			image.TemplateName, vm.ID, vm.Node, g.cfg.Node)
+		return nil, fault.MovedTo(vm.Node, "%s: its source, VM %d (%s), is on node %s, and this agent is on %s: ask the agent there",
+			r, vm.ID, vm.Conf.Name(), vm.Node, g.cfg.Node)
 	}
 	if lock := vm.Conf.Lock(); lock != "" {
-		return nil, fault.New(fault.Precondition, "template %s (VM %d) is locked (%s)", image.TemplateName, vm.ID, lock)
+		return nil, fault.New(fault.Precondition, "%s: its source, VM %d (%s), is locked (%s)", r, vm.ID, vm.Conf.Name(), lock)
 	}
 	return vm, nil
+}
+
+func (g *Guests) sourceAnywhere(ctx context.Context, r request) (*pmxcfs.VM, error) {
+	if r.kind == ops.Clone {
+		vm, err := g.findBy(ctx, r.source, g.cfg.Watcher.LocateNow)
+		if errors.Is(err, errAbsent) {
+			return nil, fault.New(fault.NotFound, "%s: its source, VM %s, does not exist in this cluster", r, r.source)
+		}
+		return vm, err
+	}
+	if r.image.TemplateName == "" {
+		return nil, notASource(r.image)
+	}
+	return g.template(ctx, r.image.TemplateName)
+}
+
+// notASource is the failure of an image that names something else than a template or a volume of PVE.
+func notASource(image spec.Image) error {
+	if image.Path != "" {
+		return fault.New(fault.Invalid, "image_json: Path: %q is no volume of PVE, such as local:iso/debian.iso or local-lvm:vm-9100-disk-0", image.Path)
+	}
+	return fault.New(fault.Invalid, "image_json: URL: %q cannot be the source of a VM before it is prepared: give the VMImage a proxmox source beside it", image.URL)
 }
 
 func (g *Guests) template(ctx context.Context, ref string) (*pmxcfs.VM, error) {
@@ -84,20 +104,20 @@ func listIDs(vms []*pmxcfs.VM) string {
 	return strings.Join(texts, ", ")
 }
 
-// bounds returns what the nodes that may ever run a clone of source can carry: this node, and all others too when the
-// clone's disks are on shared storage. Storage is where the disks go; "": where the source's are.
-func (g *Guests) bounds(source *pmxcfs.VM, storage string) bounds {
-	b := bounds{CPUs: g.cfg.CPUs(g.cfg.Node)}
+// leastCPUs returns the CPUs of the smallest node that may ever run a clone of source, 0 if unknown: this node, and all
+// others too when the clone's disks are on shared storage. Storage is where the disks go; "": where the source's are.
+func (g *Guests) leastCPUs(source *pmxcfs.VM, storage string) int {
+	least := g.cfg.CPUs(g.cfg.Node)
 	world, err := g.cfg.Watcher.World()
 	if err != nil || !movable(world, source.Conf, storage) {
-		return b
+		return least
 	}
 	for name := range world.Members.Nodes {
-		if n := g.cfg.CPUs(name); n > 0 && (b.CPUs == 0 || n < b.CPUs) {
-			b.CPUs = n
+		if n := g.cfg.CPUs(name); n > 0 && (least == 0 || n < least) {
+			least = n
 		}
 	}
-	return b
+	return least
 }
 
 func movable(world *pmxcfs.World, conf *pmxcfs.Conf, storage string) bool {

@@ -2,6 +2,7 @@ package pve
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -166,4 +167,20 @@ func (c *Client) Destroy(ctx context.Context, node string, vmid int, p DestroyPa
 		"purge":                      {flag(p.Purge)},
 		"destroy-unreferenced-disks": {flag(p.DestroyUnreferencedDisks)},
 	})
+}
+
+// CreateParams says what POST /nodes/{node}/qemu makes.
+type CreateParams struct {
+	VMID   int
+	Pool   string
+	Config url.Values // keys of the config; drives as "storage:GiB" are allocated
+}
+
+// Create starts the making of a VM that is no copy. A number that is taken is KindExists.
+func (c *Client) Create(ctx context.Context, node string, p CreateParams) (UPID, error) {
+	v := url.Values{}
+	maps.Copy(v, p.Config)
+	v.Set("vmid", strconv.Itoa(p.VMID))
+	setText(v, "pool", p.Pool)
+	return c.task(ctx, http.MethodPost, "/nodes/"+url.PathEscape(node)+"/qemu", v)
 }

@@ -31,6 +31,35 @@ func (d Dialect) MetaDataError(line int, problem string) *Error {
 	return &Error{Payload: "meta_data", Problem: problem}
 }
 
+// ClassError says what is wrong with a field of the class, named as in Class.
+func (d Dialect) ClassError(field, problem string) *Error {
+	switch d {
+	case DesiredDialect:
+		return place{payload: "desired_json", prefix: "Class."}.err(field, "%s", problem)
+	case CloneDialect:
+		return place{payload: "class_json", resource: true}.err(field, "%s", problem)
+	default:
+		return place{payload: "class_json"}.err(field, "%s", problem)
+	}
+}
+
+// DiskError says what is wrong with a field of the data disk at an index. No Clone has such disks.
+func (d Dialect) DiskError(index int, field, problem string) *Error {
+	if d == DesiredDialect {
+		return place{payload: "desired_json", prefix: "Disks"}.item(index).err(field, "%s", problem)
+	}
+	return place{payload: "disks_json"}.item(index).err(field, "%s", problem)
+}
+
+// PlacementError says what is wrong with a field of the placement. That of a Clone is a name only.
+func (d Dialect) PlacementError(field, problem string) *Error {
+	if d == DesiredDialect {
+		field = "Placement." + field
+		return place{payload: "desired_json"}.err(field, "%s", problem)
+	}
+	return place{payload: "placement_json", resource: d == CloneDialect}.err(field, "%s", problem)
+}
+
 // network is the place of a network.
 func (d Dialect) network(index int) place {
 	switch d {

@@ -273,6 +273,9 @@ func (c *Cluster) spec(n *Node, vmid int, conf vmconf.Section) (kvm.Spec, error)
 		}
 	}
 	for _, d := range conf.Drives() {
+		if d.Key == "efidisk0" || d.Key == "tpmstate0" {
+			continue // firmware's, not a disk of the guest
+		}
 		disk := kvm.Disk{Key: d.Key, CDROM: d.CDROM()}
 		if d.File != "none" && d.File != "cdrom" {
 			path, err := c.pool.exists(n.Name, d.File)

@@ -1,4 +1,4 @@
-package guest
+package plan
 
 import (
 	"strings"
@@ -26,56 +26,56 @@ func TestPlanHardware(t *testing.T) {
 		class  spec.Class
 		source string
 		host   int
-		want   hardware
+		want   Values
 	}{
 		"plain": {
 			spec.Class{CPU: 2, MemoryMiB: 4096},
 			"", 16,
-			hardware{"sockets": "1", "cores": "2", "vcpus": "2", "memory": "4096", "hotplug": "disk,network,usb"},
+			Values{"sockets": "1", "cores": "2", "vcpus": "2", "memory": "4096", "hotplug": "disk,network,usb"},
 		},
 		"head-room is four times, memory stands on the ladder": {
 			spec.Class{CPU: 2, MemoryMiB: 3000, PerformanceProfile: hot},
 			"", 16,
-			hardware{"sockets": "1", "cores": "8", "vcpus": "2", "memory": "3072", "numa": "1", "hotplug": "cpu,disk,memory,network,usb"},
+			Values{"sockets": "1", "cores": "8", "vcpus": "2", "memory": "3072", "numa": "1", "hotplug": "cpu,disk,memory,network,usb"},
 		},
 		"head-room ends at the host's CPUs": {
 			spec.Class{CPU: 6, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
 			"", 8,
-			hardware{"sockets": "1", "cores": "8", "vcpus": "6", "memory": "512", "hotplug": "cpu,disk,network,usb"},
+			Values{"sockets": "1", "cores": "8", "vcpus": "6", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"head-room ends at 64": {
 			spec.Class{CPU: 20, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
 			"", 256,
-			hardware{"sockets": "1", "cores": "64", "vcpus": "20", "memory": "512", "hotplug": "cpu,disk,network,usb"},
+			Values{"sockets": "1", "cores": "64", "vcpus": "20", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"more than 64 is granted without head-room": {
 			spec.Class{CPU: 80, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
 			"", 256,
-			hardware{"sockets": "1", "cores": "80", "vcpus": "80", "memory": "512", "hotplug": "cpu,disk,network,usb"},
+			Values{"sockets": "1", "cores": "80", "vcpus": "80", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"an unknown host does not bound": {
 			spec.Class{CPU: 4, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{CPUHotAddEnabled: true}},
 			"", 0,
-			hardware{"sockets": "1", "cores": "16", "vcpus": "4", "memory": "512", "hotplug": "cpu,disk,network,usb"},
+			Values{"sockets": "1", "cores": "16", "vcpus": "4", "memory": "512", "hotplug": "cpu,disk,network,usb"},
 		},
 		"memory hot-add stays off under 1 GiB": {
 			spec.Class{CPU: 1, MemoryMiB: 512, PerformanceProfile: &spec.PerformanceProfile{MemoryHotAddEnabled: true}},
 			"", 16,
-			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "disk,network,usb"},
+			Values{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "disk,network,usb"},
 		},
 		"the template's memory hot-plug is taken out, the rest kept": {
 			spec.Class{CPU: 1, MemoryMiB: 512},
 			"hotplug: memory,cpu,network,cloudinit\nballoon: 1024\n", 16,
-			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "cloudinit,cpu,network", "balloon": "512"},
+			Values{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "cloudinit,cpu,network", "balloon": "512"},
 		},
 		"hot-plug off stays off": {
 			spec.Class{CPU: 1, MemoryMiB: 512},
 			"hotplug: 0\n", 16,
-			hardware{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "0"},
+			Values{"sockets": "1", "cores": "1", "vcpus": "1", "memory": "512", "hotplug": "0"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := planHardware(tc.class, conf(t, tc.source), bounds{CPUs: tc.host})
+			got, err := Hardware(tc.class, conf(t, tc.source), Site{CPUs: tc.host})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -87,7 +87,7 @@ func TestPlanHardware(t *testing.T) {
 }
 
 func TestPlanHardwareRefusesMoreThanTheHostHas(t *testing.T) {
-	_, err := planHardware(spec.Class{CPU: 32, MemoryMiB: 512}, conf(t, ""), bounds{CPUs: 16})
+	_, err := Hardware(spec.Class{CPU: 32, MemoryMiB: 512}, conf(t, ""), Site{CPUs: 16})
 	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "32 vCPUs asked") || !strings.Contains(err.Error(), "16 CPUs") {
 		t.Errorf("got %v", err)
 	}
@@ -106,16 +106,16 @@ func TestLadder(t *testing.T) {
 
 func TestPlanGrowth(t *testing.T) {
 	source := conf(t, "boot: order=ide2;scsi0\nide2: local:iso/x.iso,media=cdrom\nscsi0: local:900/base-900-disk-0.qcow2,size=2252M\n")
-	for size, want := range map[int]growth{0: {}, 2: {}, 3: {"scsi0", 3}, 40: {"scsi0", 40}} {
-		got, err := planGrowth(spec.Class{DiskDefaults: &spec.DiskDefaults{SizeGiB: size}}, source)
+	for size, want := range map[int]Growth{0: {}, 2: {}, 3: {Disk: "scsi0", GiB: 3}, 40: {Disk: "scsi0", GiB: 40}} {
+		got, err := RootDisk(spec.Class{DiskDefaults: &spec.DiskDefaults{SizeGiB: size}}, source)
 		if err != nil || got != want {
 			t.Errorf("%d GiB: %+v, err %v, want %+v", size, got, err, want)
 		}
 	}
-	if got, err := planGrowth(spec.Class{}, source); err != nil || got != (growth{}) {
+	if got, err := RootDisk(spec.Class{}, source); err != nil || got != (Growth{}) {
 		t.Errorf("no defaults: %+v, err %v", got, err)
 	}
-	if _, err := planGrowth(spec.Class{}, conf(t, "name: empty\n")); !fault.Is(err, fault.Precondition) {
+	if _, err := RootDisk(spec.Class{}, conf(t, "name: empty\n")); !fault.Is(err, fault.Precondition) {
 		t.Errorf("a template without a disk: %v", err)
 	}
 }
@@ -126,7 +126,7 @@ func TestPlanCloudInit(t *testing.T) {
 		"first choice":  {"scsi0: lvm:base-900-disk-0,size=1G\n", "ide2", "lvm"},
 		"ide2 is a CD":  {"scsi0: lvm:base-900-disk-0,size=1G\nide2: none,media=cdrom\n", "ide0", "lvm"},
 	} {
-		key, storage, err := planCloudInit(conf(t, tc.source))
+		key, storage, err := CloudInitDrive(conf(t, tc.source), "")
 		if err != nil || key != tc.key || storage != tc.storage {
 			t.Errorf("%s: %q on %q, err %v, want %q on %q", name, key, storage, err, tc.key, tc.storage)
 		}
@@ -139,14 +139,14 @@ func TestWithUUIDKeepsTheRest(t *testing.T) {
 		"uuid=old": "uuid=new",
 		"base64=1,uuid=old,manufacturer=QUNNRQ==": "uuid=new,base64=1,manufacturer=QUNNRQ==",
 	} {
-		if got := withUUID(in, "new"); got != want {
+		if got := WithUUID(in, "new"); got != want {
 			t.Errorf("%q became %q, want %q", in, got, want)
 		}
 	}
 }
 
 func TestCICustomMerges(t *testing.T) {
-	got := cicustom("user=local:snippets/old.yaml,network=local:snippets/net.yaml", map[string]string{"user": "local:snippets/new.yaml"})
+	got := CICustom("user=local:snippets/old.yaml,network=local:snippets/net.yaml", map[string]string{"user": "local:snippets/new.yaml"})
 	if want := "network=local:snippets/net.yaml,user=local:snippets/new.yaml"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

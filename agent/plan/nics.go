@@ -1,8 +1,9 @@
-package guest
+package plan
 
 import (
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,6 +20,23 @@ var bridges = map[string]string{
 	"lan": "vmbr0", "default": "vmbr0", "dmz": "vmbr1", "mgmt": "vmbr2", "management": "vmbr2",
 }
 
+// bridge returns the bridge that a network's name stands for: what the administrator says wins.
+func (s Site) bridge(name string) (string, bool) {
+	name = strings.ToLower(name)
+	if b, ok := s.Policy.Bridges[name]; ok {
+		return b, true
+	}
+	b, ok := bridges[name]
+	return b, ok
+}
+
+// networkNames are the names of networks that stand for a bridge.
+func (s Site) networkNames() []string {
+	all := maps.Clone(bridges)
+	maps.Copy(all, s.Policy.Bridges)
+	return slices.Sorted(maps.Keys(all))
+}
+
 // defaultBridge is that of a NIC about which neither the request nor the template says anything.
 const defaultBridge = "vmbr0"
 
@@ -31,19 +49,20 @@ var interfaceName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,14}$`)
 // maxNICs is how many netN there are in PVE.
 const maxNICs = 32
 
-// planNICs derives the NICs of a clone of source from the networks of a request: PVE's netN, and what cloud-init has to
-// know of all of them. The networks go to the source's NICs in their order, and then to further ones; what a network
-// does not say stays as the source has it. Each NIC gets a MAC address from mac here, because cloud-init finds it by
-// that. Nobody asks: nothing, and PVE copies the source's.
-func planNICs(networks []spec.Network, source *pmxcfs.Conf, mac func() string) (hardware, []cloudinit.NIC, error) {
-	if len(networks) == 0 {
-		return nil, nil, nil
-	}
+// NICs derives the NICs of a clone of source from the networks of a request: PVE's netN, and what cloud-init has to know
+// of all of them. The networks go to the source's NICs in their order, and then to further ones; what a network does not
+// say stays as the source has it. Each NIC gets a MAC address from mac here, because cloud-init finds it by that. Nobody
+// asks: nothing, and PVE copies the source's. The options of extra are those of nicOptionKinds.
+func NICs(networks []spec.Network, source *pmxcfs.Conf, extra map[string]string, site Site, mac func() string) (Values, []cloudinit.NIC, error) {
 	have := source.NICs()
-	hw := hardware{}
+	options, err := nicOptions(extra, max(len(networks), len(have)), site)
+	if err != nil || len(networks)+len(options) == 0 {
+		return nil, nil, err
+	}
+	hw := Values{}
 	var nics []cloudinit.NIC
 	for i := range max(len(networks), len(have)) {
-		nic := wantedNIC{}
+		nic := wantedNIC{site: site, options: options[i]}
 		if i < len(have) {
 			nic.template = &have[i]
 		}
@@ -65,30 +84,61 @@ func planNICs(networks []spec.Network, source *pmxcfs.Conf, mac func() string) (
 	return hw, nics, nil
 }
 
+// nicOptions are the options that ExtraConfig asks for, by the index of the network.
+func nicOptions(extra map[string]string, count int, site Site) (map[int]Values, error) {
+	all, err := extraOptions(extra, "net.", nicOptionKinds, site)
+	if err != nil {
+		return nil, err
+	}
+	out := map[int]Values{}
+	for i := range maxNICs {
+		own, err := extraOptions(extra, fmt.Sprintf("net%d.", i), nicOptionKinds, site)
+		if err != nil {
+			return nil, err
+		}
+		merged := maps.Clone(all)
+		maps.Copy(merged, own)
+		if len(own) > 0 && i >= count {
+			return nil, site.class(fault.Invalid, fmt.Sprintf("ExtraConfig.%snet%d", extraPrefix, i), "the VM has %d NICs, counted from 0", count)
+		}
+		if len(merged) > 0 && i < count {
+			out[i] = merged
+		}
+	}
+	return out, nil
+}
+
 // wantedNIC is a NIC as the template has it, with what a network asks of it; either may be missing.
 type wantedNIC struct {
 	template *pmxcfs.NIC
 	asked    *spec.Network
-	at       int // the index of asked in the request
+	at       int    // the index of asked in the request
+	options  Values // of netN that ExtraConfig asks for
+	site     Site
 }
 
 // index is the n of its netN: the template's, or one above all of them.
 func (w wantedNIC) index(have []pmxcfs.NIC) (int, error) {
 	if w.template != nil {
-		return number(w.template.Key), nil
+		return nicNumber(w.template.Key), nil
 	}
 	next := w.at - len(have)
 	if len(have) > 0 {
-		next += number(have[len(have)-1].Key) + 1
+		next += nicNumber(have[len(have)-1].Key) + 1
 	}
 	if next >= maxNICs {
-		return 0, fault.New(fault.Invalid, "networks_json: [%d]: PVE has %d NICs at most for a VM", w.at, maxNICs)
+		return 0, w.bad("", "PVE has %d NICs at most for a VM", maxNICs)
 	}
 	return next, nil
 }
 
-// number is the n of a netN, which pmxcfs has checked.
-func number(key string) int {
+// bad is a failure about a field of the network.
+func (w wantedNIC) bad(field, format string, args ...any) error {
+	return w.site.fail(fault.Invalid, w.site.Dialect.NetworkError(w.at, field, fmt.Sprintf(format, args...)))
+}
+
+// nicNumber is the n of a netN, which pmxcfs has checked.
+func nicNumber(key string) int {
 	n, _ := strconv.Atoi(strings.TrimPrefix(key, "net"))
 	return n
 }
@@ -102,9 +152,15 @@ func (w wantedNIC) mac(fresh func() string) string {
 
 // value is PVE's value of the netN: `virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=120`, and what else the template says.
 func (w wantedNIC) value(mac string) (string, error) {
+	if w.asked != nil && w.asked.PCISlotNumber != nil {
+		return "", w.bad("PCISlotNumber", "PVE puts the NICs of a VM into slots by itself; leave it away")
+	}
 	bridge, err := w.bridge()
 	if err != nil {
 		return "", err
+	}
+	if _, mtu := w.options["mtu"]; mtu && w.model() != "virtio" {
+		return "", w.bad("Model", "%s: PVE sets an MTU on virtio NICs only", w.model())
 	}
 	parts := []string{w.model() + "=" + mac}
 	if bridge != "" {
@@ -113,9 +169,15 @@ func (w wantedNIC) value(mac string) (string, error) {
 	if tag := w.tag(); tag > 0 {
 		parts = append(parts, "tag="+strconv.Itoa(tag))
 	}
-	if w.template == nil {
-		return strings.Join(parts, ","), nil
+	if w.template != nil {
+		parts = append(parts, w.inherited()...)
 	}
+	return SetOptions(strings.Join(parts, ","), w.options), nil
+}
+
+// inherited is what else the template says of its NIC.
+func (w wantedNIC) inherited() []string {
+	var parts []string
 	for k, v := range w.template.Options.All() {
 		switch {
 		case k == "" || k == "model" || k == "macaddr" || k == "bridge" || k == "tag":
@@ -125,12 +187,12 @@ func (w wantedNIC) value(mac string) (string, error) {
 			parts = append(parts, k+"="+v)
 		}
 	}
-	return strings.Join(parts, ","), nil
+	return parts
 }
 
 // attached reports whether the request says which network the NIC is attached to, not only what goes over it.
 func (w wantedNIC) attached() bool {
-	return w.asked != nil && (w.asked.Bridge != "" || w.asked.Model != "" || w.asked.VLAN != 0 || w.asked.NetworkName != "")
+	return w.asked != nil && (w.asked.Bridge != "" || w.asked.Model != "" || w.asked.VLAN != 0 || w.asked.NetworkName != "" || w.asked.Portgroup != "")
 }
 
 func (w wantedNIC) model() string {
@@ -159,35 +221,33 @@ func (w wantedNIC) bridge() (string, error) {
 	if w.asked == nil {
 		return w.template.Bridge, nil
 	}
-	for _, f := range []struct{ field, value string }{{"Bridge", w.asked.Bridge}, {"NetworkName", w.asked.NetworkName}} {
+	for _, f := range []struct{ field, value string }{{"Bridge", w.asked.Bridge}, {"NetworkName", w.asked.NetworkName}, {"Portgroup", w.asked.Portgroup}} {
 		if f.value == "" {
 			continue
 		}
-		if b, ok := bridges[strings.ToLower(f.value)]; ok {
+		if b, ok := w.site.bridge(f.value); ok {
 			return b, nil
 		}
 		if !interfaceName.MatchString(f.value) {
-			return "", fault.New(fault.Invalid, "%w", spec.CreateDialect.NetworkError(w.at, f.field,
-				fmt.Sprintf("%q is no name of a bridge or of a VNet, and none of default, dmz, lan, management and mgmt", f.value)))
+			return "", w.bad(f.field, "%q is no name of a bridge or of a VNet, and none of those configured (%s)", f.value, strings.Join(w.site.networkNames(), ", "))
 		}
 		return f.value, nil
 	}
 	if w.template != nil {
 		return w.template.Bridge, nil
 	}
-	name := strings.ToLower(w.asked.Name)
-	if b, ok := bridges[name]; ok {
+	if b, ok := w.site.bridge(w.asked.Name); ok {
 		return b, nil
 	}
-	if bridgeName.MatchString(name) {
+	if name := strings.ToLower(w.asked.Name); bridgeName.MatchString(name) {
 		return name, nil
 	}
 	return defaultBridge, nil
 }
 
-// macs returns a source of MAC addresses that no VM of the cluster has, with the prefix that PVE uses (BC:24:11, of
+// MACs returns a source of MAC addresses that no VM of the cluster has, with the prefix that PVE uses (BC:24:11, of
 // Proxmox Server Solutions).
-func macs(world *pmxcfs.World) func() string {
+func MACs(world *pmxcfs.World) func() string {
 	taken := map[string]bool{}
 	for _, vm := range world.VMs {
 		if vm.Conf == nil {
@@ -210,8 +270,8 @@ func macs(world *pmxcfs.World) func() string {
 	}
 }
 
-// addressed reports whether a request says anything about addresses, which cloud-init would have to tell the guest.
-func addressed(networks []spec.Network) bool {
+// Addressed reports whether a request says anything about addresses, which cloud-init would have to tell the guest.
+func Addressed(networks []spec.Network) bool {
 	return slices.ContainsFunc(networks, func(n spec.Network) bool {
 		return n.StaticIP != "" || n.Gateway != "" || n.DNS != "" || n.IPPolicy != ""
 	})

@@ -1,0 +1,68 @@
+package guest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/spec"
+)
+
+// request is what Create and Clone have in common: a VM that is to be made under a name.
+type request struct {
+	kind        ops.Kind
+	owner, name string
+	dialect     spec.Dialect
+	fingerprint string
+	image       spec.Image // what a Create is made from
+	source      record.ID  // what a Clone is made from
+	wish        plan.Wish
+	data        guestData
+	unknown     []string
+}
+
+// guestData is what the guest is to be told by its cloud-init drive, beside its networks.
+type guestData struct {
+	UserData, MetaData         []byte
+	Hostname, Domain, TimeZone string
+}
+
+func (d guestData) empty() bool {
+	return len(d.UserData)+len(d.MetaData)+len(d.Hostname)+len(d.Domain)+len(d.TimeZone) == 0
+}
+
+// String names the request in messages.
+func (r request) String() string { return fmt.Sprintf("%s %s", r.kind, r.name) }
+
+// key is the same for all requests of an owner for a name: whichever comes first makes it.
+func (r request) key() string { return fmt.Sprintf("%s/%s/%s", ops.Create, r.owner, r.name) }
+
+func createRequest(owner string, wish spec.Create) request {
+	return request{
+		kind: ops.Create, owner: owner, name: wish.Name, dialect: spec.CreateDialect, fingerprint: fingerprint(wish.Canonical()),
+		image:   wish.Image,
+		wish:    plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
+		data:    guestData{UserData: wish.UserData, MetaData: wish.MetaData},
+		unknown: wish.Unknown,
+	}
+}
+
+func cloneRequest(owner string, source record.ID, wish spec.Clone) request {
+	return request{
+		kind: ops.Clone, owner: owner, name: wish.Name, dialect: spec.CloneDialect,
+		fingerprint: fingerprint(append([]byte(source.String()+"\n"), wish.Canonical()...)),
+		source:      source,
+		wish:        plan.Wish{Class: wish.Class, Networks: wish.Networks, Tags: wish.Tags, Linked: wish.Linked},
+		data:        guestData{UserData: wish.UserData, Hostname: wish.Hostname, Domain: wish.Domain, TimeZone: wish.TimeZone},
+		unknown:     wish.Unknown,
+	}
+}
+
+// fingerprint is that of a wish in its canonical form.
+func fingerprint(canonical []byte) string {
+	sum := sha256.Sum256(canonical)
+	return hex.EncodeToString(sum[:])
+}

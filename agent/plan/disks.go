@@ -1,0 +1,294 @@
+package plan
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/spec"
+)
+
+// Drive is a disk that PVE is to allocate.
+type Drive struct {
+	Key    string // scsi1, efidisk0, ...
+	Value  string // as the API takes it: "local-lvm:8,serial=data,discard=on"
+	Serial string // by which a data disk is found again; "" of EFI and TPM stores
+	GiB    int
+}
+
+// Growth is a disk to be grown.
+type Growth struct {
+	Disk string // config key; "": nothing to grow
+	GiB  int
+	at   int // index in the request
+}
+
+// Disks are the changes that make a VM have the wanted data disks.
+type Disks struct {
+	Add  []Drive
+	Grow []Growth
+}
+
+// Free reports that nothing has to be done.
+func (d Disks) Free() bool { return len(d.Add)+len(d.Grow) == 0 }
+
+// RootDisk says whether the root disk of source must grow to reach the class's size, in whole GiB. One that is larger
+// already is left as it is: PVE cannot shrink disks.
+func RootDisk(class spec.Class, source *pmxcfs.Conf) (Growth, error) {
+	boot, ok := source.BootDisk()
+	if !ok {
+		return Growth{}, fault.New(fault.Precondition, "%q has no disk that it boots from", source.Name())
+	}
+	if class.DiskDefaults == nil || class.DiskDefaults.SizeGiB == 0 {
+		return Growth{}, nil
+	}
+	if int64(class.DiskDefaults.SizeGiB)<<30 <= boot.Size {
+		return Growth{}, nil
+	}
+	return Growth{Disk: boot.Key, GiB: class.DiskDefaults.SizeGiB}, nil
+}
+
+// DataDisks finds the wanted data disks in conf again, by their serials: those that are missing are added, those that
+// are smaller grow. rootStorage takes what no storage class puts elsewhere.
+func DataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage string, site Site) (Disks, error) {
+	return dataDisks(wish, conf, rootStorage, "", nil, site)
+}
+
+func dataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage, datastore string, extra map[string]string, site Site) (Disks, error) {
+	var out Disks
+	slots := newSlots(conf)
+	for i, d := range wish {
+		serial := Serial(d.Name, i)
+		if have, ok := bySerial(conf, serial); ok {
+			grow, err := growth(d, i, have, site)
+			if err != nil {
+				return Disks{}, err
+			}
+			if grow.Disk != "" {
+				out.Grow = append(out.Grow, grow)
+			}
+			continue
+		}
+		add, err := newDisk(d, i, serial, slots, rootStorage, datastore, extra, site)
+		if err != nil {
+			return Disks{}, err
+		}
+		out.Add = append(out.Add, add)
+	}
+	return out, nil
+}
+
+// growth compares a disk that is there with what is wanted.
+func growth(d spec.Disk, at int, have pmxcfs.Drive, site Site) (Growth, error) {
+	wanted := int64(d.SizeGiB) << 30
+	switch {
+	case wanted == have.Size, have.Size == 0:
+		return Growth{}, nil
+	case wanted < have.Size:
+		return Growth{}, site.fail(fault.Precondition, site.Dialect.DiskError(at, "SizeGiB",
+			fmt.Sprintf("%d GiB is less than the disk has (%s, %s): disks cannot shrink", d.SizeGiB, have.Key, gibText(have.Size))))
+	}
+	return Growth{Disk: have.Key, GiB: d.SizeGiB, at: at}, nil
+}
+
+func gibText(bytes int64) string {
+	return strconv.FormatFloat(float64(bytes)/(1<<30), 'f', -1, 64) + " GiB"
+}
+
+// newDisk plans a disk that is not there yet.
+func newDisk(d spec.Disk, at int, serial string, slots *slots, rootStorage, datastore string, extra map[string]string, site Site) (Drive, error) {
+	bad := func(reason fault.Reason, field, format string, args ...any) (Drive, error) {
+		return Drive{}, site.fail(reason, site.Dialect.DiskError(at, field, fmt.Sprintf(format, args...)))
+	}
+	class, err := site.storageClass(d.Type)
+	if err != nil {
+		return bad(fault.Precondition, "Type", "%v", err)
+	}
+	storage := rootStorage
+	for _, s := range []string{class.Storage, datastore} { // what the VM's placement says stands above its class
+		if s != "" {
+			storage = s
+		}
+	}
+	if err := site.holdsDisks(storage); err != nil {
+		return bad(fault.Precondition, "Type", "%v", err)
+	}
+	key, ok := slots.take()
+	if !ok {
+		return bad(fault.Precondition, "", "no bus has a free slot for another disk")
+	}
+	options, _, err := driveOptions(class.Options, extra, key, site)
+	if err != nil {
+		return Drive{}, err
+	}
+	options["serial"] = serial
+	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial, GiB: d.SizeGiB}, nil
+}
+
+// maxSerial is how many characters of a serial QEMU shows to the guest on every bus.
+const maxSerial = 20
+
+// Serial is the serial number by which the data disk of a name is known; one without a name is known by its place in
+// the request. A name that is too long is cut, with a piece of its hash, so that it stays its own.
+func Serial(name string, index int) string {
+	if name == "" {
+		name = fmt.Sprintf("disk-%d", index+1)
+	}
+	if len(name) <= maxSerial {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return name[:maxSerial-9] + "-" + hex.EncodeToString(sum[:4])
+}
+
+// bySerial finds a disk of a VM.
+func bySerial(conf *pmxcfs.Conf, serial string) (pmxcfs.Drive, bool) {
+	for _, d := range conf.Drives() {
+		if s, ok := d.Options.Get("serial"); ok && s == serial && d.Disk() {
+			return d, true
+		}
+	}
+	return pmxcfs.Drive{}, false
+}
+
+// storageClass returns the class of a disk type. Thin is how PVE makes disks unless its storage says otherwise, so that
+// it needs no class; of the others nobody could say what they are here.
+func (s Site) storageClass(name string) (StorageClass, error) {
+	class, ok := s.Policy.StorageClasses[name]
+	if ok || name == "" || name == "thin" {
+		return class, nil
+	}
+	return StorageClass{}, fmt.Errorf("%q: %w; add it to the configuration: storage-classes: {%s: {storage: <storage>}}", name, errUnknownClass, name)
+}
+
+// rootPlan is where the root disk goes and which options it gets.
+type rootPlan struct {
+	storage string
+	options Values
+	notes   []string
+}
+
+// rootDisk decides about the disks that are cloned, or made first.
+func (s Site) rootDisk(class spec.Class, p spec.Placement, source *pmxcfs.Conf) (rootPlan, error) {
+	boot, ok := source.BootDisk()
+	if !ok {
+		return rootPlan{}, fault.New(fault.Precondition, "%q has no disk that it boots from", source.Name())
+	}
+	d := spec.DiskDefaults{}
+	if class.DiskDefaults != nil {
+		d = *class.DiskDefaults
+	}
+	field, name := "DiskDefaults.Type", d.Type
+	if d.StorageClass != "" {
+		field, name = "DiskDefaults.StorageClass", d.StorageClass
+	}
+	found, err := s.storageClass(name)
+	if err != nil {
+		return rootPlan{}, s.class(fault.Precondition, field, "%v", err)
+	}
+	options := maps.Clone(found.Options)
+	if d.IOPS != nil {
+		if options == nil {
+			options = Values{}
+		}
+		options["iops"] = strconv.Itoa(*d.IOPS)
+	}
+	plan := rootPlan{storage: found.Storage}
+	if p.Datastore != "" {
+		plan.storage = p.Datastore
+	}
+	if err := s.holdsDisks(plan.storage); err != nil {
+		return rootPlan{}, s.class(fault.Precondition, field, "%v", err)
+	}
+	plan.options, plan.notes, err = driveOptions(options, class.ExtraConfig, boot.Key, s)
+	return plan, err
+}
+
+// driveOptions are those of a class, overruled by those of the request, as far as the bus of key has them.
+func driveOptions(class Values, extra map[string]string, key string, site Site) (out Values, notes []string, err error) {
+	out = Values{}
+	maps.Copy(out, class)
+	asked, err := extraOptions(extra, "disk.", driveOptionKinds, site)
+	if err != nil {
+		return nil, nil, err
+	}
+	maps.Copy(out, asked)
+	bus := strings.TrimRight(key, "0123456789")
+	for _, o := range []struct {
+		option string
+		buses  []string
+	}{{"ssd", []string{"ide", "sata", "scsi"}}, {"iothread", []string{"scsi", "virtio"}}} {
+		if v, ok := out[o.option]; ok && !slices.Contains(o.buses, bus) {
+			delete(out, o.option)
+			notes = append(notes, fmt.Sprintf("%s=%s has no meaning on %s", o.option, v, key))
+		}
+	}
+	return out, notes, nil
+}
+
+// SetOptions returns the value of a drive with some of its options set, and everything else as it is.
+func SetOptions(value string, options Values) string {
+	parts := []string{}
+	for i, p := range strings.Split(value, ",") {
+		k, _, _ := strings.Cut(p, "=")
+		if _, replaced := options[k]; i == 0 || !replaced {
+			parts = append(parts, p)
+		}
+	}
+	if len(options) > 0 {
+		parts = append(parts, joinOptions(options))
+	}
+	return strings.Join(parts, ",")
+}
+
+func joinOptions(options Values) string {
+	parts := make([]string, 0, len(options))
+	for _, k := range slices.Sorted(maps.Keys(options)) {
+		parts = append(parts, k+"="+options[k])
+	}
+	return strings.Join(parts, ",")
+}
+
+// busSlots is how many disks there may be on a bus of PVE.
+var busSlots = map[string]int{"scsi": 31, "virtio": 16, "sata": 6}
+
+// slots hands out places for new disks, on the bus of the root disk: its driver is in the guest.
+type slots struct {
+	bus   string
+	taken map[string]bool
+}
+
+func newSlots(conf *pmxcfs.Conf) *slots {
+	s := &slots{bus: "scsi", taken: map[string]bool{}}
+	for _, k := range conf.Keys() {
+		s.taken[k] = true
+	}
+	pending := conf.Pending()
+	for _, k := range pending.Keys() {
+		s.taken[k] = true
+	}
+	if boot, ok := conf.BootDisk(); ok {
+		s.bus = strings.TrimRight(boot.Key, "0123456789")
+	}
+	if s.bus == "ide" { // four places, of which CDs have some
+		s.bus = "sata"
+	}
+	return s
+}
+
+func (s *slots) take() (string, bool) {
+	for n := range busSlots[s.bus] {
+		key := s.bus + strconv.Itoa(n)
+		if !s.taken[key] {
+			s.taken[key] = true
+			return key, true
+		}
+	}
+	return "", false
+}

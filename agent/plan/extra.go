@@ -1,0 +1,173 @@
+package plan
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+)
+
+// extraPrefix begins the keys of ExtraConfig that are meant for PVE. Others are of other hypervisors.
+const extraPrefix = "proxmox."
+
+// kind says which values a key takes; the words are for a message.
+type kind struct {
+	valid func(string) bool
+	words string
+}
+
+var (
+	flag    = kind{matching(`[01]|true|false|on|off|yes|no`), "a flag (0 or 1)"}
+	number  = kind{matching(`\d{1,9}`), "a number"}
+	decimal = kind{matching(`\d{1,6}(\.\d{1,6})?`), "a number"}
+	// A property string of PVE, or a word. No line feed can be in it.
+	words = kind{matching(`[\x21-\x7e]{1,256}`), "a value as in qm.conf(5)"}
+	text  = kind{func(s string) bool { return len(s) <= 8192 }, "a text of at most 8192 bytes"}
+)
+
+func matching(pattern string) func(string) bool {
+	return regexp.MustCompile(`^(?:` + pattern + `)$`).MatchString
+}
+
+func oneOf(values ...string) kind {
+	return kind{func(s string) bool { return slices.Contains(values, s) }, "one of " + strings.Join(values, ", ")}
+}
+
+// extraKinds are the options of a VM that a request may set by ExtraConfig: what a token may set in PVE and nothing else
+// in a request says. Not here: what is root's alone (args, hookscript, affinity, hostpciN, ...), and what pve-rigaud
+// decides itself (name, smbios1, cores, memory, drives, ...).
+var extraKinds = map[string]kind{
+	"acpi": flag, "agent": words, "allow-ksm": flag, "audio0": words, "autostart": flag, "balloon": number,
+	"ciupgrade": flag, "citype": oneOf("configdrive2", "nocloud", "opennebula"), "cpu": words, "cpulimit": decimal, "cpuunits": number,
+	"description": text, "keyboard": words, "kvm": flag, "localtime": flag, "machine": words, "migrate_downtime": decimal,
+	"onboot": flag, "ostype": words, "protection": flag, "reboot": flag, "rng0": words,
+	"scsihw":  oneOf("lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"),
+	"serial0": oneOf("socket"), "serial1": oneOf("socket"), "serial2": oneOf("socket"), "serial3": oneOf("socket"),
+	"shares": number, "tablet": flag, "vga": words, "vmstatestorage": words, "watchdog": words,
+}
+
+// driveOptionKinds are the options of drives that a request may set: proxmox.disk.<option>.
+var driveOptionKinds = map[string]kind{
+	"aio": oneOf("native", "threads", "io_uring"), "backup": flag, "cache": oneOf("none", "writethrough", "writeback", "unsafe", "directsync"),
+	"detect_zeroes": flag, "discard": oneOf("on", "ignore"), "iothread": flag, "replicate": flag, "ssd": flag,
+	"mbps": decimal, "mbps_rd": decimal, "mbps_wr": decimal, "iops": number, "iops_rd": number, "iops_wr": number,
+	"mbps_max": decimal, "mbps_rd_max": decimal, "mbps_wr_max": decimal, "iops_max": number, "iops_rd_max": number, "iops_wr_max": number,
+}
+
+// nicOptionKinds are the options of NICs that a request may set: proxmox.net.<option> for all, proxmox.net<N>.<option>
+// for the one of the Nth network of the request.
+var nicOptionKinds = map[string]kind{
+	"firewall": flag, "link_down": flag, "mtu": number, "queues": number, "rate": decimal,
+	"trunks": {matching(`\d{1,4}(-\d{1,4})?(;\d{1,4}(-\d{1,4})?)*`), "VLAN ids separated by ';'"},
+}
+
+// otherKinds are words to us, not to PVE.
+var otherKinds = map[string]kind{"linked-clone": flag}
+
+// checkExtra refuses every key for PVE that is not on one of the lists.
+func checkExtra(extra map[string]string, site Site) error {
+	for _, key := range slices.Sorted(maps.Keys(extra)) {
+		name, ours := strings.CutPrefix(key, extraPrefix)
+		if !ours {
+			continue
+		}
+		kind, ok := kindOf(name)
+		field := "ExtraConfig." + key
+		switch {
+		case !ok:
+			return site.class(fault.Invalid, field, "is not among the settings that a request may make; see docs/payloads.md for the list")
+		case !kind.valid(extra[key]):
+			return site.class(fault.Invalid, field, "%q is not %s", extra[key], kind.words)
+		}
+	}
+	return nil
+}
+
+var nicKey = regexp.MustCompile(`^net(\d{1,2})?\.`)
+
+func kindOf(name string) (kind, bool) {
+	if option, ok := strings.CutPrefix(name, "disk."); ok {
+		k, ok := driveOptionKinds[option]
+		return k, ok
+	}
+	if at := nicKey.FindString(name); at != "" {
+		k, ok := nicOptionKinds[name[len(at):]]
+		return k, ok
+	}
+	if k, ok := extraKinds[name]; ok {
+		return k, ok
+	}
+	k, ok := otherKinds[name]
+	return k, ok
+}
+
+// extraValues are the keys of the VM itself that ExtraConfig sets.
+func extraValues(extra map[string]string) Values {
+	v := Values{}
+	for key, value := range extra {
+		name, ours := strings.CutPrefix(key, extraPrefix)
+		if k, ok := extraKinds[name]; ours && ok {
+			v[name] = normal(k, value)
+		}
+	}
+	return v
+}
+
+// extraOptions are those below a prefix, such as "disk." or "net0.".
+func extraOptions(extra map[string]string, prefix string, kinds map[string]kind, site Site) (Values, error) {
+	if err := checkExtra(extra, site); err != nil {
+		return nil, err
+	}
+	v := Values{}
+	for key, value := range extra {
+		name, ours := strings.CutPrefix(key, extraPrefix+prefix)
+		if k, ok := kinds[name]; ours && ok {
+			v[name] = normal(k, value)
+		}
+	}
+	return v, nil
+}
+
+// extraFlag is one of our own words.
+func extraFlag(extra map[string]string, name string, site Site) (bool, error) {
+	value, ok := extra[extraPrefix+name]
+	if !ok {
+		return false, nil
+	}
+	if !flag.valid(value) {
+		return false, site.class(fault.Invalid, "ExtraConfig."+extraPrefix+name, "%q is not %s", value, flag.words)
+	}
+	return normal(flag, value) == "1", nil
+}
+
+// normal writes flags as PVE's configs do.
+func normal(k kind, value string) string {
+	if k.words != flag.words {
+		return value
+	}
+	switch value {
+	case "true", "on", "yes", "1":
+		return "1"
+	}
+	return "0"
+}
+
+// foreignExtra names the keys of ExtraConfig that are not for PVE.
+func foreignExtra(extra map[string]string) []string {
+	var keys []string
+	for _, key := range slices.Sorted(maps.Keys(extra)) {
+		if !strings.HasPrefix(key, extraPrefix) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// atoi is the number that a kind has checked.
+func atoi(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
