@@ -191,16 +191,23 @@ func (h *holding) addOne(ctx context.Context, m machine, n int) error {
 // remove asks the guest to give its last vCPU back, once. The guest gets its time without the lock.
 func (c *change) remove(ctx context.Context, h *holding, running int) error {
 	if c.leaving == running {
-		return &RefusedError{What: "vCPUs", Want: c.want, Got: running}
+		return c.refused(running)
 	}
 	err := h.p.talk(ctx, h.t, func(s *qmp.Session) error {
 		return s.Execute(ctx, "device_del", map[string]string{"id": cpuID(running)}, nil)
 	})
+	if _, refused := errors.AsType[*qmp.Error](err); refused { // a guest that has not come to ACPI yet
+		err = fmt.Errorf("%w: %w", c.refused(running), err)
+	}
 	if err != nil {
 		return fmt.Errorf("unplug %s: %w", cpuID(running), err)
 	}
 	c.leaving, c.asked = running, time.Now()
 	return nil
+}
+
+func (c *change) refused(running int) error {
+	return &RefusedError{What: "vCPUs", Want: c.want, Got: running}
 }
 
 // await gives the guest its time for the vCPU that it was asked for. What came of it is found out under the lock, whatever is
