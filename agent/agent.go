@@ -22,6 +22,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
@@ -42,6 +43,7 @@ type Agent struct {
 	log      *slog.Logger
 	journal  *ops.Journal
 	api      *pve.Client
+	policy   plan.Policy
 	monitor  *health.Monitor
 	capacity *capacity.Source
 	network  Network
@@ -56,7 +58,7 @@ type Agent struct {
 // closed by Run, or by New itself when it fails.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger, with ...Option) (_ *Agent, err error) {
 	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
-	opts := options{network: &host{}, now: time.Now, version: "unknown", protocol: protocol}
+	opts := options{network: &host{}, now: time.Now, mhz: hostMHz, version: "unknown", protocol: protocol}
 	for _, o := range with {
 		o(&opts)
 	}
@@ -87,6 +89,9 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger, with ...Optio
 	if a.http, err = a.network.Listen(ctx, "tcp", cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
+	if a.policy, err = newPolicy(cfg); err != nil {
+		return nil, err
+	}
 	a.wire(tree, watcher, holder, reg, opts)
 	return a, nil
 }
@@ -103,7 +108,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	guests := guest.New(guest.Config{
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
 		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
-		CPUs: a.monitor.CPUs, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
+		CPUs: a.monitor.CPUs, MHz: o.mhz, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
 		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, SnippetsStorage: cfg.SnippetsStorage, TaskTimeout: cfg.Tasks.Timeout,
 	})
 	a.capacity = capacity.New(capacity.Config{

@@ -16,6 +16,7 @@ type options struct {
 	network  Network
 	virtual  bool // network is not the host's
 	now      func() time.Time
+	mhz      func() int
 	version  string
 	protocol cluster.Protocols
 }
@@ -38,6 +39,9 @@ func WithNetwork(n Network) Option {
 
 // WithClock dates what is kept in /etc/pve by another clock than time.Now.
 func WithClock(now func() time.Time) Option { return func(o *options) { o.now = now } }
+
+// WithCPUClock sets the clock of this node's CPUs, in MHz.
+func WithCPUClock(mhz int) Option { return func(o *options) { o.mhz = func() int { return mhz } } }
 
 // WithProtocol makes the agent one of another version, as far as others can see.
 func WithProtocol(version string, p cluster.Protocols) Option {

@@ -29,7 +29,7 @@ type room struct {
 var rooms = map[string]room{
 	"agent": {
 		imports: "agent/capacity agent/config agent/fault agent/gossip agent/guest agent/guest/status agent/health agent/metrics agent/mtls agent/node " +
-			"agent/ops agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/spec " +
+			"agent/ops agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/spec " +
 			"cluster cluster/forward cluster/view qmp qmp/qga",
 	},
 	"agent/capacity": {imports: "agent/pmxcfs agent/pve cluster/view"},

@@ -19,11 +19,14 @@ import (
 // Names as PVE takes them: a node is a host name label, a storage id as in
 // pve-storage-id, a token id as in tokenid (pveum).
 var (
-	nodePattern    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	hostPattern    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
-	storagePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]$`)
-	userPattern    = regexp.MustCompile(`^[^\s:/!=@]+(@[^\s:/!=@]+)*@[A-Za-z][A-Za-z0-9._-]+$`)
-	tokenPattern   = regexp.MustCompile(`^[^\s:/!=]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+$`)
+	nodePattern      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+	hostPattern      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
+	storagePattern   = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]$`)
+	userPattern      = regexp.MustCompile(`^[^\s:/!=@]+(@[^\s:/!=@]+)*@[A-Za-z][A-Za-z0-9._-]+$`)
+	tableName        = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	interfacePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,14}$`)
+
+	tokenPattern = regexp.MustCompile(`^[^\s:/!=]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+$`)
 )
 
 // The smallest and largest guest id PVE takes (pve-vmid).

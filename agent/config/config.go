@@ -53,6 +53,12 @@ type Config struct {
 	// SnippetsStorage is the storage for cloud-init snippets. Empty: the first
 	// enabled storage with content type snippets.
 	SnippetsStorage string
+	// Bridges are the bridges that names of networks stand for, beside the
+	// built-in ones; names are in lower case.
+	Bridges Names
+	// StorageClasses say where disks of a type go ("storage") and with which
+	// drive options, by the type's name.
+	StorageClasses Classes
 	// NodeSelector names the nodes preferred for new VMs. Empty: all.
 	NodeSelector []string
 	// Tasks says how PVE tasks are awaited.

@@ -211,6 +211,7 @@ var otherTexts = map[string]string{
 	"pve.insecure-skip-verify": "true", "pve.workers": "8", "pve.call-timeout": "1m30s", "paths.pmxcfs": "DIR/pve", "paths.run": "/r",
 	"paths.lock": "/l", "watch": "250ms", "vmid-range": "100-999999999", "sync-wait": "0s", "sync-waits-per-client": "0",
 	"delete-foreign": "false", "console-url": "https://gui.example.com/pve", "snippets-storage": "cephfs", "node-selector": "a,b",
+	"bridges": "storage=vmbr3", "storage-classes": "nvme:storage=fast",
 	"tasks.poll-min": "1ms", "tasks.poll-max": "1m", "tasks.timeout": "168h",
 }
 

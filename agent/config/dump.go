@@ -53,13 +53,15 @@ func word(s string) *yaml.Node {
 // valueNode gives the YAML of a field with the tag that the parser wants.
 func valueNode(field any) *yaml.Node {
 	values := texts(field)
-	switch field.(type) {
+	switch f := field.(type) {
 	case *[]string:
 		list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
 		for _, v := range values {
 			list.Content = append(list.Content, word(v))
 		}
 		return list
+	case table:
+		return f.node()
 	case *bool:
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: values[0]}
 	case *int:

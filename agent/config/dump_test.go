@@ -46,8 +46,11 @@ func TestDumpGolden(t *testing.T) {
 // What Dump prints is a local file that means the same.
 func TestDumpLoadsAgain(t *testing.T) {
 	s := newSite(t)
-	local := working
+	local := working + "bridges: {storage: vmbr3}\nstorage-classes: {nvme: {storage: fast, ssd: 1, discard: on}}\n"
 	for _, k := range keys {
+		if _, is := k.field(new(Config)).(table); is {
+			continue
+		}
 		if text := otherTexts[k.name]; k.flagName() == k.name && k.name != "node" {
 			values := strings.Split(text, ",")
 			if len(values) > 1 {

@@ -105,9 +105,12 @@ func (f *file) value(k *key, n *yaml.Node) {
 	s := setting{key: k, source: fmt.Sprintf("%s:%d", f.path, n.Line)}
 	field := k.field(new(Config))
 	var err error
-	if _, ok := field.(*[]string); ok {
+	switch f := field.(type) {
+	case *[]string:
 		s.texts, err = stringList(n)
-	} else {
+	case table:
+		s.texts, err = tableTexts(n, f)
+	default:
 		s.texts = []string{n.Value}
 		err = scalar(n, field)
 	}

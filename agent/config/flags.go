@@ -48,8 +48,10 @@ type flagValue struct {
 // takes the last value.
 func (v *flagValue) Set(text string) error {
 	s := setting{key: v.key, source: "--" + v.key.flagName(), texts: []string{text}}
-	if v.Type() == "strings" {
-		s.texts = splitList(text)
+	if kind := v.Type(); kind == "strings" || kind == "entry" {
+		if kind == "strings" {
+			s.texts = splitList(text)
+		}
 		for i := range *v.to {
 			if old := &(*v.to)[i]; old.key == v.key {
 				old.texts = append(old.texts, s.texts...)
@@ -76,6 +78,8 @@ func (v *flagValue) Type() string {
 		return "bool"
 	case *int:
 		return "int"
+	case table:
+		return "entry"
 	case *[]string:
 		return "strings"
 	}

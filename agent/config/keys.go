@@ -246,6 +246,16 @@ var keys = []*key{
 		doc: "Storage for cloud-init snippets.",
 	},
 	{
+		name: "bridges", cluster: true, unset: "`default` and `lan` are `vmbr0`, `dmz` is `vmbr1`, `mgmt` and `management` are `vmbr2`",
+		field: func(c *Config) any { return &c.Bridges }, check: of(bridgeTable),
+		doc: "Bridges that names of networks stand for, `{name: bridge}`; they are added to the built-in ones.",
+	},
+	{
+		name: "storage-classes", cluster: true, unset: "`thin` disks go where the root disk is; other types are refused",
+		field: func(c *Config) any { return &c.StorageClasses }, check: of(classTable),
+		doc: "Where disks of a type go, and with which drive options: `{nvme: {storage: fast, ssd: 1, iothread: 1}}`.",
+	},
+	{
 		name: "node-selector", env: "PVE_NODE_SELECTOR", cluster: true, unset: "all",
 		field: func(c *Config) any { return &c.NodeSelector }, check: of(each(nodeName)),
 		doc: "Nodes preferred for new VMs.",

@@ -92,7 +92,8 @@ func defaults() []setting {
 	var settings []setting
 	for _, k := range keys {
 		s := setting{key: k, source: "default", texts: []string{k.def}}
-		if _, ok := k.field(new(Config)).(*[]string); ok {
+		switch k.field(new(Config)).(type) {
+		case *[]string, table:
 			s.texts = nil
 		}
 		settings = append(settings, s)

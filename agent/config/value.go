@@ -63,6 +63,9 @@ func assign(field any, texts []string) error {
 		*list = texts
 		return nil
 	}
+	if t, ok := field.(table); ok {
+		return t.parse(texts)
+	}
 	text := texts[0]
 	var err error
 	switch f := field.(type) {
@@ -102,6 +105,10 @@ func expected(field any) string {
 		return "a range such as 10000-999999"
 	case *[]string:
 		return "a list of strings"
+	case *Names:
+		return "name=value"
+	case *Classes:
+		return "name:storage=<storage>,option=value"
 	}
 	return "a string"
 }
@@ -162,6 +169,8 @@ func texts(field any) []string {
 		return []string{f.String()}
 	case *[]string:
 		return *f
+	case table:
+		return f.texts()
 	}
 	panic(fmt.Sprintf("config: no text for %T", field))
 }

@@ -115,17 +115,17 @@ func drive(conf *pmxcfs.Conf, key string) (pmxcfs.Drive, bool) {
 
 // machineOf returns a machine value with another type, unless it is of that type already (q35, pc-q35-9.0).
 func machineOf(machine, kind string) string {
-	first, rest, more := strings.Cut(machine, ",")
-	if !strings.Contains(first, "=") && strings.Contains(first, kind) {
+	first, options, _ := strings.Cut(machine, ",")
+	switch {
+	case strings.Contains(first, "="): // options only
+		options = machine
+	case strings.Contains(first, kind):
 		return machine
 	}
-	if strings.Contains(first, "=") { // options only
-		first, rest, more = "", machine, true
+	if options == "" {
+		return kind
 	}
-	if more && rest != "" {
-		return kind + "," + rest
-	}
-	return kind
+	return kind + "," + options
 }
 
 // withOption sets an option of a value of PVE's form "first,key=value".

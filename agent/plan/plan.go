@@ -35,6 +35,23 @@ type StorageClass struct {
 	Options Values // as PVE writes them: discard, ssd, iothread, cache, ...
 }
 
+// Check says what is wrong with a policy.
+func (p Policy) Check() error {
+	for _, name := range slices.Sorted(maps.Keys(p.StorageClasses)) {
+		options := p.StorageClasses[name].Options
+		for _, option := range slices.Sorted(maps.Keys(options)) {
+			kind, ok := driveOptionKinds[option]
+			if !ok {
+				return fmt.Errorf("%s: %q is no drive option that may be set; those are: %s", name, option, strings.Join(slices.Sorted(maps.Keys(driveOptionKinds)), ", "))
+			}
+			if !kind.valid(options[option]) {
+				return fmt.Errorf("%s: %s: %q is not %s", name, option, options[option], kind.words)
+			}
+		}
+	}
+	return nil
+}
+
 // Site is the node on which a VM is, or is to be, as far as plans have to know it.
 type Site struct {
 	Node    string
@@ -247,7 +264,7 @@ func (s Site) holdsDisks(storage string) error {
 	case !found.OnNode(s.Node):
 		return fmt.Errorf("storage %q is not available on node %s", storage, s.Node)
 	case !found.Has("images"):
-		return fmt.Errorf("storage %q holds no VM disks (its content lacks images): pvesm set %s --content images,...", storage, storage)
+		return fmt.Errorf("storage %q holds no VM disks (its content lacks images)", storage)
 	}
 	return nil
 }
