@@ -190,6 +190,18 @@ func everyCall(ctx context.Context, c *Client) map[string]error {
 	note("Content", err)
 	_, err = c.DeleteVolume(ctx, "pve1", "local:100/vm-100-disk-1.qcow2")
 	note("DeleteVolume", err)
+	_, err = c.CreateSnapshot(ctx, "pve1", 100, SnapshotParams{Name: "s1", Description: "d", Memory: true})
+	note("CreateSnapshot", err)
+	_, err = c.DeleteSnapshot(ctx, "pve1", 100, "s2")
+	note("DeleteSnapshot", err)
+	_, err = c.Rollback(ctx, "pve1", 100, "s3")
+	note("Rollback", err)
+	_, err = c.Snapshots(ctx, "pve1", 100)
+	note("Snapshots", err)
+	_, err = c.HasFeature(ctx, "pve1", 100, FeatureSnapshot)
+	note("HasFeature", err)
+	_, err = c.Machines(ctx, "pve1")
+	note("Machines", err)
 	_, err = c.Tasks(ctx, "pve1", TaskQuery{VMID: 100, Type: "qmclone", Since: time.Unix(1795330000, 0), Source: "all", Limit: 10})
 	note("Tasks", err)
 	_, err = c.TaskStatus(ctx, upid)
@@ -229,13 +241,17 @@ func TestEveryCallSendsWhatItSays(t *testing.T) {
 	}
 	want := strings.Split(strings.TrimSpace(`
 DELETE /api2/json/nodes/pve1/qemu/100 destroy-unreferenced-disks=0&purge=1
+DELETE /api2/json/nodes/pve1/qemu/100/snapshot/s2 
 DELETE /api2/json/nodes/pve1/storage/local/content/local:100/vm-100-disk-1.qcow2 
 GET /api2/json/access/permissions 
 GET /api2/json/cluster/ha/resources 
 GET /api2/json/cluster/resources type=vm
 GET /api2/json/cluster/status 
 GET /api2/json/nodes 
+GET /api2/json/nodes/pve1/capabilities/qemu/machines 
 GET /api2/json/nodes/pve1/qemu/100/config current=1
+GET /api2/json/nodes/pve1/qemu/100/feature feature=snapshot
+GET /api2/json/nodes/pve1/qemu/100/snapshot 
 GET /api2/json/nodes/pve1/qemu/100/status/current 
 GET /api2/json/nodes/pve1/storage 
 GET /api2/json/nodes/pve1/storage/local/content content=images&vmid=100
@@ -245,6 +261,8 @@ GET /api2/json/nodes/pve1/tasks/UPID:pve1:000025CB:00038BCD:6B028ED1:qmcreate:10
 GET /api2/json/version 
 POST /api2/json/nodes/pve1/qemu/100/clone description=d&format=qcow2&full=1&name=web-1&newid=101&pool=p&snapname=s1&storage=local&target=pve2
 POST /api2/json/nodes/pve1/qemu/100/config digest=b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45&scsi2=local%3A8%2Cserial%3Ddata
+POST /api2/json/nodes/pve1/qemu/100/snapshot description=d&snapname=s1&vmstate=1
+POST /api2/json/nodes/pve1/qemu/100/snapshot/s3/rollback 
 POST /api2/json/nodes/pve1/qemu/100/status/reboot timeout=90
 POST /api2/json/nodes/pve1/qemu/100/status/shutdown forceStop=1&timeout=90
 POST /api2/json/nodes/pve1/qemu/100/status/start 

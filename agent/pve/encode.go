@@ -83,6 +83,7 @@ func PathTemplate(path string) string {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	for i, p := range parts {
 		switch {
+		case i > 1 && parts[i-2] == "capabilities": // of the node's QEMU, not of a VM
 		case i > 0 && idAfter[parts[i-1]] != "":
 			parts[i] = idAfter[parts[i-1]]
 			if parts[i] == "{volume}" { // a volume id holds slashes

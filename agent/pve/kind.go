@@ -37,6 +37,8 @@ const (
 	KindNoSpace        Kind = "no-space"        // the storage is full
 	KindNoVolume       Kind = "no-volume"       // no such volume or disk
 	KindNoSnapshot     Kind = "no-snapshot"     // no such snapshot
+	KindNoSnapshots    Kind = "no-snapshots"    // a disk is where no snapshot can be taken
+	KindNotNewest      Kind = "not-newest"      // the storage goes back to the newest snapshot only
 	KindNoBridge       Kind = "no-bridge"       // no such network bridge on the node
 	KindTooManyCPUs    Kind = "too-many-cpus"   // more vCPUs than the node has CPUs
 	KindDigest         Kind = "digest"          // the config has changed since its digest was read
@@ -87,6 +89,8 @@ var texts = []pattern{
 	{KindNoStorage, re(`storage '[^']*' (does not exist|is not available on node|is disabled)`)},
 	{KindNoSpace, re(`(?i)no space left on device|(not enough|insufficient) free space|out of space|disk quota exceeded`)},
 	{KindNoSnapshot, re(`snapshot '[^']*' does not exist`)},                                                                             // delete a snapshot
+	{KindNoSnapshots, re(`snapshot feature is not available`)},                                                                          // PVE::AbstractConfig
+	{KindNotNewest, re(`is not most recent snapshot on '`)},                                                                             // PVE::Storage, of ZFS, LVM and volume chains
 	{KindNoVolume, re(`volume '?[^ ']+'? does not exist|[dD]isk '[^']*' (for VM '\d+' )?does not exist|Failed to find logical volume`)}, // PUT config, resize
 	{KindNoBridge, re(`bridge '[^']*' does not exist`)},                                                                                 // start
 	{KindTooManyCPUs, re(`MAX \d+ vcpus allowed per VM on this node`)},                                                                  // start

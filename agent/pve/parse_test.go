@@ -164,6 +164,8 @@ func TestPathTemplate(t *testing.T) {
 		"/cluster/ha/resources/vm:100":                   "/cluster/ha/resources/{id}",
 		"/nodes":                                         "/nodes",
 		"/nodes/qemu/qemu/100/config":                    "/nodes/{node}/qemu/{vmid}/config",
+		"/nodes/pve1/capabilities/qemu/machines":         "/nodes/{node}/capabilities/qemu/machines",
+		"/nodes/pve1/qemu/100/snapshot/s1/rollback":      "/nodes/{node}/qemu/{vmid}/snapshot/{snapname}/rollback",
 		"/nodes/n/lxc/100":                               "/nodes/{node}/lxc/{vmid}",
 		"/nodes/n/qemu/100/snapshot/s1/rollback":         "/nodes/{node}/qemu/{vmid}/snapshot/{snapname}/rollback",
 		"/nodes/n/qemu/100/agent/network-get-interfaces": "/nodes/{node}/qemu/{vmid}/agent/network-get-interfaces",
