@@ -51,13 +51,14 @@ var rooms = map[string]room{
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
 	"agent/nodepb":     {},
-	"agent/node":       {imports: "agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
+	"agent/node":       {imports: "agent/guest/snapname agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
-	"agent/guest/hotplug": {imports: "agent/pmxcfs qmp"},
+	"agent/guest/snapname": {pure: true},
+	"agent/guest/hotplug":  {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
-		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

@@ -18,6 +18,7 @@ var reasons = map[pve.Kind]fault.Reason{
 	pve.KindTimeout:     fault.Aborted,
 	pve.KindCanceled:    fault.Aborted,
 	pve.KindNoTask:      fault.Aborted,
+	pve.KindNoSnapshot:  fault.NotFound,
 	pve.KindPermission:  fault.Permission,
 	pve.KindExists:      fault.Exists,
 	pve.KindNoSpace:     fault.Exhausted,

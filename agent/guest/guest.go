@@ -85,6 +85,9 @@ func New(cfg Config) *Guests {
 	cfg.Ops.Handle(ops.Clone, g.sighted(g.create, g.quorate))
 	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove, g.quorate))
 	cfg.Ops.Handle(ops.Power, g.sighted(g.power, g.readable)) // PVE stops VMs without quorum
+	cfg.Ops.Handle(ops.SnapshotCreate, g.sighted(g.takeSnapshot, g.quorate))
+	cfg.Ops.Handle(ops.SnapshotDelete, g.sighted(g.removeSnapshot, g.quorate))
+	cfg.Ops.Handle(ops.SnapshotRevert, g.sighted(g.revert, g.quorate))
 	return g
 }
 
@@ -263,6 +266,9 @@ func (g *Guests) Task(op ops.Op) string {
 	subject := op.Subject.ID
 	if subject == "" {
 		subject = op.Subject.Name
+	}
+	if op.Subject.Snapshot != "" {
+		subject += "/" + op.Subject.Snapshot
 	}
 	return ops.Ref{Kind: op.Kind, Node: g.cfg.Node, Subject: subject, Op: op.ID}.String()
 }

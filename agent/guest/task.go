@@ -30,8 +30,11 @@ type pveTask struct {
 // looks at what is there: the journaled UPID, then find. Passing troubles (a held lock, PVE restarting) are waited
 // out until ctx ends.
 func (g *Guests) runTask(ctx context.Context, s *ops.StepRun, find lookup, start call) error {
-	t := pveTask{wait: g.cfg.PVE.Wait, step: s, find: find, start: start, known: pve.UPID(s.UPID), unsure: s.Again}
-	return ops.Retry(ctx, passing, t.attempt)
+	return ops.Retry(ctx, passing, g.pveTask(s, find, start).attempt)
+}
+
+func (g *Guests) pveTask(s *ops.StepRun, find lookup, start call) *pveTask {
+	return &pveTask{wait: g.cfg.PVE.Wait, step: s, find: find, start: start, known: pve.UPID(s.UPID), unsure: s.Again}
 }
 
 func (t *pveTask) attempt(ctx context.Context) error {

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -17,21 +18,22 @@ var vmKinds = map[ops.Kind]bool{ops.Create: true, ops.Delete: true, ops.Power: t
 
 // TaskStatus answers a poll: whether the operation behind a reference is at its end, and its failure if that is to
 // be told. Only a malformed reference is an error.
-func (g *Guests) TaskStatus(ref string) (done bool, failure string, err error) {
+func (g *Guests) TaskStatus(ctx context.Context, ref string) (done bool, failure string, err error) {
 	r, err := ops.ParseRef(ref)
 	if err != nil {
 		return false, "", fault.New(fault.Invalid, "task: %w", err)
 	}
 	op, known, err := g.cfg.Ops.Op(r.Op)
 	if err == nil && !known && r.Node != g.cfg.Node {
-		return g.statusElsewhere(r)
+		return g.statusElsewhere(ctx, r)
 	}
 	switch {
 	case err != nil:
 		return false, "", fault.New(fault.Precondition, "task %s: %w", ref, err)
 	case !known:
-		// Its journal is gone, or it was pruned. What a VM is, Describe tells; of the other kinds we do not know.
-		return vmKinds[r.Kind], "", nil
+		// Its journal is gone, or it was pruned.
+		done, failure = g.outcome(ctx, r)
+		return done, failure, nil
 	case op.State != ops.Failed:
 		return op.State == ops.Done, "", nil
 	case vmKinds[op.Kind]:
@@ -52,11 +54,12 @@ func (g *Guests) TaskStatus(ref string) (done bool, failure string, err error) {
 }
 
 // statusElsewhere answers for an operation of another node. As long as that node may come back, the operation goes on
-// there or will be taken up again; what it was working on is told by Describe when the node is gone for good.
-func (g *Guests) statusElsewhere(r ops.Ref) (done bool, failure string, err error) {
+// there or will be taken up again; when the node is gone for good, what it was working on tells how it ended.
+func (g *Guests) statusElsewhere(ctx context.Context, r ops.Ref) (done bool, failure string, err error) {
 	world, err := g.cfg.Watcher.World()
 	if err == nil && world.Gone(r.Node, time.Now()) {
-		return vmKinds[r.Kind], "", nil
+		done, failure = g.outcome(ctx, r)
+		return done, failure, nil
 	}
 	return false, "", fault.MovedTo(r.Node, "task %s: is one of node %s: ask the agent there", r, r.Node)
 }

@@ -79,7 +79,7 @@ func TestAFailureIsToldAsLongAsTheManagerNeedsIt(t *testing.T) {
 		expect := func(when string, vm string) {
 			t.Helper()
 			for k, ref := range refs {
-				done, failure, err := g.TaskStatus(ref)
+				done, failure, err := g.TaskStatus(t.Context(), ref)
 				got := map[bool]string{true: "done, ", false: "not done, "}[done] + failure
 				want := told
 				switch k {
@@ -124,7 +124,7 @@ func TestTaskStatusOfWhatGoesOn(t *testing.T) {
 		ref := g.Task(h.Op())
 		expect := func(want bool) {
 			t.Helper()
-			if done, failure, err := g.TaskStatus(ref); done != want || failure != "" || err != nil {
+			if done, failure, err := g.TaskStatus(t.Context(), ref); done != want || failure != "" || err != nil {
 				t.Errorf("%s: done %v, failure %q, err %v, want done %v", ref, done, failure, err, want)
 			}
 		}
@@ -138,7 +138,7 @@ func TestTaskStatusOfWhatGoesOn(t *testing.T) {
 func TestTaskStatusOfAMalformedReference(t *testing.T) {
 	g := &Guests{}
 	for _, ref := range []string{"", "create", "create/pve1/10000", "a/b/c/d/e", "create/pve1//x", "create/pve1/%/x"} {
-		if _, _, err := g.TaskStatus(ref); !fault.Is(err, fault.Invalid) {
+		if _, _, err := g.TaskStatus(t.Context(), ref); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}

@@ -52,6 +52,8 @@ type Subject struct {
 	Owner string `json:"owner,omitempty"` // identity of the client that asked
 	Name  string `json:"name,omitempty"`  // the VM's name
 	ID    string `json:"id,omitempty"`    // the id handed out for the VM, "<vmid>-<uuid8>"
+	// Snapshot is PVE's name of the VM's snapshot that this is about; "" if it is about none.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // Step is one named piece of an operation.

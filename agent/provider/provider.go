@@ -146,8 +146,8 @@ func (s *Server) Describe(ctx context.Context, r *providerpb.DescribeRequest) (*
 }
 
 // TaskStatus answers a poll of a task reference.
-func (s *Server) TaskStatus(_ context.Context, r *providerpb.TaskStatusRequest) (*providerpb.TaskStatusResponse, error) {
-	done, failure, err := s.cfg.Guests.TaskStatus(r.GetTask().GetId())
+func (s *Server) TaskStatus(ctx context.Context, r *providerpb.TaskStatusRequest) (*providerpb.TaskStatusResponse, error) {
+	done, failure, err := s.cfg.Guests.TaskStatus(ctx, r.GetTask().GetId())
 	if err != nil {
 		return nil, Status(err)
 	}
