@@ -70,7 +70,7 @@ func mayRevert(p reverting, conf *pmxcfs.Conf, s pmxcfs.Snapshot) error {
 	case conf.Template():
 		return fault.New(fault.Precondition, "%s: it is a template", p.act())
 	case conf.Lock() != "":
-		return fault.New(fault.Precondition, "%s: it is locked (%s)", p.act(), conf.Lock())
+		return fault.New(fault.Precondition, "%s: %s", p.act(), lockText(conf.Lock(), p.ID))
 	case s.State() != "":
 		return fault.New(fault.Precondition, "%s: the snapshot is not whole (%s)", p.act(), s.State())
 	case s.SMBIOSUUID() != conf.SMBIOSUUID():

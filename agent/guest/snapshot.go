@@ -168,15 +168,20 @@ func (g *Guests) held(r *ops.Run, conf *pmxcfs.Conf, p snapshotting, other ops.K
 	if h := g.cfg.Ops.Find(snapshotKey(other, p.ID, p.Snapshot)); h != nil && h.Op().ID < r.ID() {
 		return fmt.Errorf("operation %s: %w", h.Op().Kind, errHeld)
 	}
-	switch lock := conf.Lock(); lock {
-	case "":
+	if conf.Lock() == "" {
 		return nil
-	case "snapshot", "snapshot-delete", "rollback":
-		return fmt.Errorf("VM %s is locked (%s): %w (if no task of PVE is at work on it, one was interrupted: see qm listsnapshot %[1]s, then qm unlock %[1]s)",
-			vmNumber(p.ID), lock, errHeld)
-	default:
-		return fmt.Errorf("VM %s is locked (%s): %w", vmNumber(p.ID), lock, errHeld)
 	}
+	return fmt.Errorf("%s: %w", lockText(conf.Lock(), p.ID), errHeld)
+}
+
+// lockText says what a lock in a VM's config means. Those that snapshots take stay when PVE is interrupted.
+func lockText(lock, id string) string {
+	switch lock {
+	case "snapshot", "snapshot-delete", "rollback":
+		return fmt.Sprintf("it is locked (%s; if no task of PVE is at work on it one was interrupted: look with qm listsnapshot %[2]s, then qm unlock %[2]s)",
+			lock, vmNumber(id))
+	}
+	return fmt.Sprintf("it is locked (%s)", lock)
 }
 
 func vmNumber(id string) string {

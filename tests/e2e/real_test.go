@@ -29,12 +29,7 @@ func TestALife(t *testing.T) {
 	for _, version := range []string{"7.4", "8.4"} {
 		t.Run("simulated PVE "+version, func(t *testing.T) {
 			t.Parallel()
-			aLife(start(t, setting{sim: func(c *pvesim.Config) {
-				c.Version = version
-				if schema := os.Getenv("PVE_API_SCHEMA"); schema != "" {
-					c.SchemaFile = filepath.Join(filepath.Dir(schema), version+".json")
-				}
-			}}))
+			aLife(start(t, ofVersion(version)))
 		})
 	}
 	t.Run("real", func(t *testing.T) {
@@ -48,6 +43,16 @@ func TestALife(t *testing.T) {
 		s.startAgent()
 		aLife(s)
 	})
+}
+
+// ofVersion makes the cluster one of another version of PVE.
+func ofVersion(version string) setting {
+	return setting{sim: func(c *pvesim.Config) {
+		c.Version = version
+		if schema := os.Getenv("PVE_API_SCHEMA"); schema != "" {
+			c.SchemaFile = filepath.Join(filepath.Dir(schema), version+".json")
+		}
+	}}
 }
 
 func aLife(s *stage) {

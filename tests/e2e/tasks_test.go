@@ -71,6 +71,12 @@ func TestTaskReferences(t *testing.T) {
 		for node, done := range map[string]bool{"pve1": done, "pve9": false} {
 			ref := ops.Ref{Kind: kind, Node: node, Subject: "10000-0123abcd", Op: "01a202a1-69d6-7b82-8643-75218b485c25"}
 			st := s.poll(&providerpb.TaskRef{Id: ref.String()})
+			if kind == ops.Clone && node == "pve1" { // of a VM that certainly does not exist
+				if !st.GetDone() || !strings.Contains(st.GetError(), "does not exist") {
+					t.Errorf("%s on %s: %v, want its failure", kind, node, st)
+				}
+				continue
+			}
 			if st.GetDone() != done || st.GetError() != "" {
 				t.Errorf("%s on %s: %v, want done %v without an error", kind, node, st, done)
 			}
