@@ -302,10 +302,18 @@ func TestSnapshotsThatCannotBe(t *testing.T) {
 		code    codes.Code
 		names   []string
 	}{
-		{"raw", map[string]string{"scsi1": "local:500/vm-500-disk-1.raw,size=1G"}, codes.FailedPrecondition,
-			[]string{"scsi1", "vm-500-disk-1.raw", "raw", "storage local", "type dir", "--format qcow2"}},
-		{"tpm", map[string]string{"tpmstate0": "local:501/vm-501-disk-1.raw,size=4M,version=v2.0", "efidisk0": "local:501/vm-501-disk-2.qcow2"}, codes.FailedPrecondition,
-			[]string{"tpmstate0", "TPM", "storage local", "qm disk move 501 tpmstate0"}},
+		{
+			"raw",
+			map[string]string{"scsi1": "local:500/vm-500-disk-1.raw,size=1G"},
+			codes.FailedPrecondition,
+			[]string{"scsi1", "vm-500-disk-1.raw", "raw", "storage local", "type dir", "--format qcow2"},
+		},
+		{
+			"tpm",
+			map[string]string{"tpmstate0": "local:501/vm-501-disk-1.raw,size=4M,version=v2.0", "efidisk0": "local:501/vm-501-disk-2.qcow2"},
+			codes.FailedPrecondition,
+			[]string{"tpmstate0", "TPM", "storage local", "qm disk move 501 tpmstate0"},
+		},
 		{"passed through", map[string]string{"virtio3": "/dev/disk/by-id/x"}, codes.FailedPrecondition, []string{"virtio3", "/dev/disk/by-id/x"}},
 	} {
 		s.add(500+i, tc.options)
