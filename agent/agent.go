@@ -117,7 +117,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	talk := a.newGossip(watcher, o)
 	others := a.newFleet(o, holder, watcher, records, guests, talk)
 	service := provider.New(provider.Config{
-		Guests: guests, Health: a.monitor, Fleet: others, Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
+		Guests: guests, Health: a.monitor, Fleet: others, DiskTypes: a.policy.DiskTypes(), Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)

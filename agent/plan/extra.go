@@ -20,7 +20,7 @@ type kind struct {
 }
 
 var (
-	flag    = kind{matching(`[01]|true|false|on|off|yes|no`), "a flag (0 or 1)"}
+	onOff   = kind{matching(`[01]|true|false|on|off|yes|no`), "a flag (0 or 1)"}
 	number  = kind{matching(`\d{1,9}`), "a number"}
 	decimal = kind{matching(`\d{1,6}(\.\d{1,6})?`), "a number"}
 	// A property string of PVE, or a word. No line feed can be in it.
@@ -40,19 +40,19 @@ func oneOf(values ...string) kind {
 // in a request says. Not here: what is root's alone (args, hookscript, affinity, hostpciN, ...), and what pve-rigaud
 // decides itself (name, smbios1, cores, memory, drives, ...).
 var extraKinds = map[string]kind{
-	"acpi": flag, "agent": words, "allow-ksm": flag, "audio0": words, "autostart": flag, "balloon": number,
-	"ciupgrade": flag, "citype": oneOf("configdrive2", "nocloud", "opennebula"), "cpu": words, "cpulimit": decimal, "cpuunits": number,
-	"description": text, "keyboard": words, "kvm": flag, "localtime": flag, "machine": words, "migrate_downtime": decimal,
-	"onboot": flag, "ostype": words, "protection": flag, "reboot": flag, "rng0": words,
+	"acpi": onOff, "agent": words, "allow-ksm": onOff, "audio0": words, "autostart": onOff, "balloon": number,
+	"ciupgrade": onOff, "citype": oneOf("configdrive2", "nocloud", "opennebula"), "cpu": words, "cpulimit": decimal, "cpuunits": number,
+	"description": text, "keyboard": words, "kvm": onOff, "localtime": onOff, "machine": words, "migrate_downtime": decimal,
+	"onboot": onOff, "ostype": words, "protection": onOff, "reboot": onOff, "rng0": words,
 	"scsihw":  oneOf("lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"),
 	"serial0": oneOf("socket"), "serial1": oneOf("socket"), "serial2": oneOf("socket"), "serial3": oneOf("socket"),
-	"shares": number, "tablet": flag, "vga": words, "vmstatestorage": words, "watchdog": words,
+	"shares": number, "tablet": onOff, "vga": words, "vmstatestorage": words, "watchdog": words,
 }
 
 // driveOptionKinds are the options of drives that a request may set: proxmox.disk.<option>.
 var driveOptionKinds = map[string]kind{
-	"aio": oneOf("native", "threads", "io_uring"), "backup": flag, "cache": oneOf("none", "writethrough", "writeback", "unsafe", "directsync"),
-	"detect_zeroes": flag, "discard": oneOf("on", "ignore"), "iothread": flag, "replicate": flag, "ssd": flag,
+	"aio": oneOf("native", "threads", "io_uring"), "backup": onOff, "cache": oneOf("none", "writethrough", "writeback", "unsafe", "directsync"),
+	"detect_zeroes": onOff, "discard": oneOf("on", "ignore"), "iothread": onOff, "replicate": onOff, "ssd": onOff,
 	"mbps": decimal, "mbps_rd": decimal, "mbps_wr": decimal, "iops": number, "iops_rd": number, "iops_wr": number,
 	"mbps_max": decimal, "mbps_rd_max": decimal, "mbps_wr_max": decimal, "iops_max": number, "iops_rd_max": number, "iops_wr_max": number,
 }
@@ -60,12 +60,12 @@ var driveOptionKinds = map[string]kind{
 // nicOptionKinds are the options of NICs that a request may set: proxmox.net.<option> for all, proxmox.net<N>.<option>
 // for the one of the Nth network of the request.
 var nicOptionKinds = map[string]kind{
-	"firewall": flag, "link_down": flag, "mtu": number, "queues": number, "rate": decimal,
+	"firewall": onOff, "link_down": onOff, "mtu": number, "queues": number, "rate": decimal,
 	"trunks": {matching(`\d{1,4}(-\d{1,4})?(;\d{1,4}(-\d{1,4})?)*`), "VLAN ids separated by ';'"},
 }
 
 // otherKinds are words to us, not to PVE.
-var otherKinds = map[string]kind{"linked-clone": flag}
+var otherKinds = map[string]kind{"linked-clone": onOff}
 
 // checkExtra refuses every key for PVE that is not on one of the lists.
 func checkExtra(extra map[string]string, site Site) error {
@@ -137,15 +137,15 @@ func extraFlag(extra map[string]string, name string, site Site) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	if !flag.valid(value) {
-		return false, site.class(fault.Invalid, "ExtraConfig."+extraPrefix+name, "%q is not %s", value, flag.words)
+	if !onOff.valid(value) {
+		return false, site.class(fault.Invalid, "ExtraConfig."+extraPrefix+name, "%q is not %s", value, onOff.words)
 	}
-	return normal(flag, value) == "1", nil
+	return normal(onOff, value) == "1", nil
 }
 
 // normal writes flags as PVE's configs do.
 func normal(k kind, value string) string {
-	if k.words != flag.words {
+	if k.words != onOff.words {
 		return value
 	}
 	switch value {

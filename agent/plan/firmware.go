@@ -33,7 +33,7 @@ func firmware(class spec.Class, source *pmxcfs.Conf, storage string, site Site) 
 	}
 	if s.VTDEnabled {
 		if site.Major > 0 && site.Major < 8 {
-			return nil, nil, site.class(fault.Precondition, "SecurityProfile.VTDEnabled", "PVE %d has no virtual IOMMU; it came with 8.2", site.Major)
+			return nil, nil, site.class(fault.Precondition, "SecurityProfile.VTDEnabled", "PVE %d has no virtual IOMMU; it came with 8", site.Major)
 		}
 		machine = withOption(machineOf(machine, "q35"), "viommu", "intel")
 	}

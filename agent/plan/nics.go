@@ -192,6 +192,9 @@ func (w wantedNIC) inherited() []string {
 
 // attached reports whether the request says which network the NIC is attached to, not only what goes over it.
 func (w wantedNIC) attached() bool {
+	if b, ok := w.named(); ok && (w.template == nil || b != w.template.Bridge) {
+		return true
+	}
 	return w.asked != nil && (w.asked.Bridge != "" || w.asked.Model != "" || w.asked.VLAN != 0 || w.asked.NetworkName != "" || w.asked.Portgroup != "")
 }
 
@@ -215,8 +218,8 @@ func (w wantedNIC) tag() int {
 	return w.asked.VLAN
 }
 
-// bridge is the one that is asked for, by itself or by a network's name, else the template's, else what the name of the
-// attachment stands for.
+// bridge is the one that is asked for, by itself, by a network's name or by the name of the attachment, if that is one of
+// those that stand for a bridge; else the template's.
 func (w wantedNIC) bridge() (string, error) {
 	if w.asked == nil {
 		return w.template.Bridge, nil
@@ -233,16 +236,25 @@ func (w wantedNIC) bridge() (string, error) {
 		}
 		return f.value, nil
 	}
+	if b, ok := w.named(); ok {
+		return b, nil
+	}
 	if w.template != nil {
 		return w.template.Bridge, nil
 	}
-	if b, ok := w.site.bridge(w.asked.Name); ok {
-		return b, nil
-	}
-	if name := strings.ToLower(w.asked.Name); bridgeName.MatchString(name) {
-		return name, nil
-	}
 	return defaultBridge, nil
+}
+
+// named is the bridge that the network's own name stands for.
+func (w wantedNIC) named() (string, bool) {
+	if w.asked == nil {
+		return "", false
+	}
+	if b, ok := w.site.bridge(w.asked.Name); ok {
+		return b, true
+	}
+	name := strings.ToLower(w.asked.Name)
+	return name, bridgeName.MatchString(name)
 }
 
 // MACs returns a source of MAC addresses that no VM of the cluster has, with the prefix that PVE uses (BC:24:11, of

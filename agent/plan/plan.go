@@ -35,6 +35,13 @@ type StorageClass struct {
 	Options Values // as PVE writes them: discard, ssd, iothread, cache, ...
 }
 
+// DiskTypes are the types of disk that a request may name, sorted.
+func (p Policy) DiskTypes() []string {
+	types := append(slices.Collect(maps.Keys(p.StorageClasses)), "thin")
+	slices.Sort(types)
+	return slices.Compact(types)
+}
+
 // Check says what is wrong with a policy.
 func (p Policy) Check() error {
 	for _, name := range slices.Sorted(maps.Keys(p.StorageClasses)) {

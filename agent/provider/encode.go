@@ -11,6 +11,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
@@ -75,14 +76,11 @@ func vmInfo(l guest.Listing) *providerpb.VMInfo {
 	return info
 }
 
-// capabilities names what the code of this package does, and nothing else.
-func capabilities() *providerpb.GetCapabilitiesResponse {
+// capabilities names what the code of this package does, and nothing else. Disk types are those that are configured.
+func capabilities(diskTypes []string) *providerpb.GetCapabilitiesResponse {
 	return &providerpb.GetCapabilitiesResponse{
-		SupportedDiskTypes:    slices.Clone(diskTypes),
-		SupportedNetworkTypes: slices.Clone(networkTypes),
+		SupportsLinkedClones:  true,
+		SupportedDiskTypes:    diskTypes,
+		SupportedNetworkTypes: slices.Clone(spec.NICModels),
 	}
 }
-
-// A disk goes where its template's is, or to placement_json's Datastore, and a NIC stays what the template has, until
-// the manager's types are mapped to storages and models: so there is nothing to choose from yet.
-var diskTypes, networkTypes []string

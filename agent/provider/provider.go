@@ -28,6 +28,7 @@ type Config struct {
 	Fleet  Fleet // nil: this node is all there is
 	// Client returns the identity of the caller: the owner of what it creates.
 	Client             func(ctx context.Context) string
+	DiskTypes          []string      // that a request may name
 	SyncWait           time.Duration // how long an RPC waits for its operation before it answers with a task
 	SyncWaitsPerClient int           // how many of a client's RPCs may wait at once
 	Log                *slog.Logger
@@ -54,7 +55,7 @@ func (s *Server) Validate(context.Context, *providerpb.ValidateRequest) (*provid
 
 // GetCapabilities tells what works. Everything it does not name is answered Unimplemented or refused.
 func (s *Server) GetCapabilities(context.Context, *providerpb.GetCapabilitiesRequest) (*providerpb.GetCapabilitiesResponse, error) {
-	return capabilities(), nil
+	return capabilities(s.cfg.DiskTypes), nil
 }
 
 // Create makes a VM, or joins the making of it, or returns the one made earlier. The id is final.

@@ -122,8 +122,8 @@ func checkDisks(p place, disks []Disk) error {
 	return nil
 }
 
-// nicModels are the models of NIC that the manager knows.
-var nicModels = []string{"virtio", "e1000", "e1000e", "rtl8139", "vmxnet3", "pcnet", "ne2k_pci"}
+// NICModels are the models of NIC that a request may name: those of the manager, and PVE has them all.
+var NICModels = []string{"virtio", "e1000", "e1000e", "rtl8139", "vmxnet3", "pcnet", "ne2k_pci"}
 
 // macRE is a unicast MAC address; the second digit of a multicast address is odd.
 var macRE = regexp.MustCompile(`^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$`)
@@ -135,7 +135,7 @@ func checkNetworks(d Dialect, networks []Network) error {
 		at := d.network(i)
 		if err := cmp.Or(
 			inRange(at, "VLAN", n.VLAN, 0, MaxVLAN, ""),
-			oneOf(at, "Model", n.Model, nicModels...),
+			oneOf(at, "Model", n.Model, NICModels...),
 			oneOf(at, "IPPolicy", n.IPPolicy, "dhcp", "static"),
 		); err != nil {
 			return err
