@@ -13,6 +13,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
@@ -27,6 +28,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/snippet"
 	"github.com/pve-rigaud/pve-rigaud/qmp"
 )
 
@@ -105,25 +107,32 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	a.monitor = health.New(health.Config{PVE: a.api, Watcher: watcher, Log: log})
 	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud"), Now: o.now}
 	records := record.New(ours)
-	guests := guest.New(guest.Config{
-		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
-		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
-		CPUs: a.monitor.CPUs, MHz: o.mhz, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
-		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, SnippetsStorage: cfg.SnippetsStorage, TaskTimeout: cfg.Tasks.Timeout,
-	})
 	a.capacity = capacity.New(capacity.Config{
 		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Draining: a.monitor.Draining, Log: log,
 	})
 	talk := a.newGossip(watcher, o)
-	others := a.newFleet(o, holder, watcher, records, guests, talk)
+	var others *fleet // below: it asks guests
+	snippets := snippet.New(snippet.Config{
+		Node: cfg.Node, Watcher: watcher, Records: records, Storage: cfg.SnippetsStorage, Heard: talk.Changed, Now: o.now, Log: log,
+		Call: func(ctx context.Context, node, method string, req, resp proto.Message) error {
+			return others.forward.Call(ctx, node, method, req, resp)
+		},
+	})
+	guests := guest.New(guest.Config{
+		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
+		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
+		CPUs: a.monitor.CPUs, MHz: o.mhz, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
+		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, Snippets: snippets, TaskTimeout: cfg.Tasks.Timeout,
+	})
+	others = a.newFleet(o, holder, watcher, records, guests, talk)
 	service := provider.New(provider.Config{
 		Guests: guests, Health: a.monitor, Fleet: others, DiskTypes: a.policy.DiskTypes(), Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
-	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests, a.capacity, talk, others.forward}
+	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests, snippets, a.capacity, talk, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, others, reg, log),
+		newGRPCServer(a.grpc, holder, service, snippet.NewService(snippets, others.peer), others, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
 	}
 	if cfg.Socket != "" {

@@ -22,6 +22,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/health"
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
+	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 )
 
@@ -32,18 +33,19 @@ const drainTime = 10 * time.Second
 // streamWorkers is how many calls are handled by goroutines that are kept; more at once have one of their own.
 const streamWorkers = 16
 
-// grpcServer serves provider.v1.Provider and grpc.health.v1.Health.
+// grpcServer serves provider.v1.Provider, rigaud.v1.Peer for other agents, and grpc.health.v1.Health.
 type grpcServer struct {
 	listener net.Listener
 	options  []grpc.ServerOption
 	service  providerpb.ProviderServer
+	peer     peerpb.PeerServer
 	metrics  *metrics.Registry
 	health   *grpchealth.Server
 	ready    chan struct{}
 }
 
-func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
-	s := &grpcServer{listener: l, service: p, metrics: reg, health: grpchealth.NewServer(), ready: make(chan struct{})}
+func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, peer peerpb.PeerServer, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+	s := &grpcServer{listener: l, service: p, peer: peer, metrics: reg, health: grpchealth.NewServer(), ready: make(chan struct{})}
 	s.options = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
 		// Goroutines that are used again keep their stacks, which would else grow anew with each call.
@@ -73,6 +75,7 @@ func (s *grpcServer) Ready() <-chan struct{} { return s.ready }
 func (s *grpcServer) Run(ctx context.Context) error {
 	server := grpc.NewServer(s.options...) // which starts its workers
 	providerpb.RegisterProviderServer(server, s.service)
+	peerpb.RegisterPeerServer(server, s.peer)
 	grpc_health_v1.RegisterHealthServer(server, s.health)
 	s.metrics.Initialize(server)
 	failed := make(chan error, 1)

@@ -29,7 +29,7 @@ type room struct {
 var rooms = map[string]room{
 	"agent": {
 		imports: "agent/capacity agent/config agent/fault agent/gossip agent/guest agent/guest/status agent/health agent/metrics agent/mtls agent/node " +
-			"agent/ops agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/spec " +
+			"agent/ops agent/peerpb agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/snippet agent/spec " +
 			"cluster cluster/forward cluster/view qmp qmp/qga",
 	},
 	"agent/capacity": {imports: "agent/pmxcfs agent/pve cluster/view"},
@@ -51,6 +51,8 @@ var rooms = map[string]room{
 	"agent/ops":        {imports: "agent/fault"},
 	"agent/providerpb": {},
 	"agent/nodepb":     {},
+	"agent/peerpb":     {},
+	"agent/snippet":    {imports: "agent/fault agent/peerpb agent/pmxcfs agent/record cluster/forward"},
 	"agent/node":       {imports: "agent/guest/snapname agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
@@ -58,7 +60,7 @@ var rooms = map[string]room{
 	"agent/guest/snapname": {pure: true},
 	"agent/guest/hotplug":  {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
-		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/snippet agent/spec qmp qmp/qga",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

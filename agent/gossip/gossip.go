@@ -212,6 +212,14 @@ func (g *Gossip) Peers() []cluster.Peer {
 	return nil
 }
 
+// Changed is closed at the next change of who is alive; nil while there is no gossip.
+func (g *Gossip) Changed() <-chan struct{} {
+	if c := g.current.Load(); c != nil {
+		return c.Changed()
+	}
+	return nil
+}
+
 // agent returns how a node's agent presents itself.
 func (g *Gossip) agent(node string) (cluster.Peer, bool) {
 	if c := g.current.Load(); c != nil {

@@ -182,7 +182,7 @@ func (m *making) undo(ctx context.Context, _ *ops.StepRun) error {
 	if err := released(m.claim.Release()); err != nil {
 		return fault.New(fault.Precondition, "%s: %w", m.act("give its record back"), err)
 	}
-	m.removeSnippets(ctx, append(m.snippetVolumes(), m.memo.Left...)) // after the records, which name them
+	m.cfg.Snippets.Drop(ctx, append(m.snippetVolumes(), m.memo.Left...))
 	return nil
 }
 

@@ -159,7 +159,7 @@ func (g *Guests) forget(ctx context.Context, rec *record.Record, snippets []stri
 	if err := released(g.cfg.Records.Hold(*rec).Release()); err != nil {
 		return fault.New(fault.Precondition, "delete VM %d: remove its record: %w", rec.VMID, err)
 	}
-	g.removeSnippets(ctx, snippets) // after the record, which names them
+	g.cfg.Snippets.Drop(ctx, snippets)
 	return nil
 }
 

@@ -54,7 +54,7 @@ func (g *Guests) orderDrive(world *pmxcfs.World, o *order, w cloudinit.Wish) (cl
 	if len(rendered.Parts) == 0 {
 		return rendered, nil
 	}
-	s, err := g.snippetStorage(world)
+	s, err := g.cfg.Snippets.Storage(world)
 	if err != nil {
 		return withoutSnippets(w, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/snippet"
 )
 
 // Config configures Guests. All rooms are given; nothing is started.
@@ -35,6 +36,8 @@ type Config struct {
 	Ops     *ops.Engine
 	Log     *slog.Logger
 
+	Snippets *snippet.Store // where cloud-init finds its data
+
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int
 	// MHz returns the clock of this node's CPUs, 0 when unknown; nil: unknown.
@@ -45,13 +48,12 @@ type Config struct {
 	// Now is the clock whose times are written to records; default time.Now.
 	Now func() time.Time
 
-	VMIDs           record.Range
-	LockDir         string        // of PVE's lock files, /var/lock/qemu-server
-	DeleteForeign   bool          // Delete VMs that have no record of ours
-	ConsoleURL      string        // base of PVE's GUI; "": https://<address of the node>:8006
-	ResolvConf      string        // of this node; default /etc/resolv.conf
-	SnippetsStorage string        // where cloud-init snippets go; "": the first that can hold them
-	TaskTimeout     time.Duration // how long an operation may try before it is undone
+	VMIDs         record.Range
+	LockDir       string        // of PVE's lock files, /var/lock/qemu-server
+	DeleteForeign bool          // Delete VMs that have no record of ours
+	ConsoleURL    string        // base of PVE's GUI; "": https://<address of the node>:8006
+	ResolvConf    string        // of this node; default /etc/resolv.conf
+	TaskTimeout   time.Duration // how long an operation may try before it is undone
 }
 
 // Guests are the VMs of this node.
@@ -59,8 +61,6 @@ type Guests struct {
 	cfg     Config
 	log     *slog.Logger
 	volumes *volumeSizes
-
-	snippets sync.Mutex // held from finding a snippet unneeded to its removal, and while one is written
 
 	mu    sync.RWMutex  // guards views
 	views map[int]*view // by VMID

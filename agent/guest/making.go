@@ -360,7 +360,7 @@ func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
 	if err != nil {
 		return fault.New(fault.Aborted, "%s: %w", m.act("write its record"), err)
 	}
-	m.removeSnippets(ctx, m.memo.Left) // its record, which named them, is replaced by ours
+	m.cfg.Snippets.Drop(ctx, m.memo.Left)
 	if err := m.cfg.Watcher.Refresh(ctx); err != nil {
 		m.log.WarnContext(ctx, "VM created, but /etc/pve could not be read again at once", "vm", m.vmid(), "err", err)
 	}

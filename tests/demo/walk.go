@@ -269,5 +269,5 @@ func (w *walk) nothingLeft(context.Context) (string, error) {
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
-	return "no config, disk, snippet or record", err
+	return "no config, disk or record", err
 }

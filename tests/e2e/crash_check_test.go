@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -69,7 +68,7 @@ func (r *crashRow) check() error {
 			fail("the record is not that of the VM: %+v", rec)
 		}
 	}
-	errs = append(errs, r.checkClones(vms), r.checkSnippets(want), r.checkTasks())
+	errs = append(errs, r.checkClones(vms), r.checkSnippets(vms), r.checkTasks())
 	return errors.Join(errs...)
 }
 
@@ -134,33 +133,28 @@ func (r *crashRow) checkClones(vms map[int]map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// checkSnippets sees that the node has the user and the meta data of the VM, and no other.
-func (r *crashRow) checkSnippets(vms int) error {
+// checkSnippets sees that the node has the user and the meta data that the VM's config names. Those of attempts that have
+// failed are there too, for a while.
+func (r *crashRow) checkSnippets(vms map[int]map[string]string) error {
 	dir, err := r.Sim.StorageDir(r.node, pvesim.StorageLocal)
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(filepath.Join(dir, "snippets"))
-	if err != nil {
-		return err
-	}
-	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return r.before[r.node+"/vz/snippets/"+e.Name()] }) // a failed row's
-	user, meta := 0, 0
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, "snippets", e.Name()))
-		switch {
-		case err != nil:
-			return err
-		case string(b) == r.userData():
-			user++
-		case strings.HasPrefix(string(b), "instance-id: ") && strings.HasSuffix(string(b), "\nlocal-hostname: \""+r.vm+"\"\n"):
-			meta++
-		default:
-			return fmt.Errorf("snippet %s: %q", e.Name(), b)
+	for vmid, conf := range vms {
+		parts := map[string]string{}
+		for part := range strings.SplitSeq(conf["cicustom"], ",") {
+			key, volume, _ := strings.Cut(part, "=")
+			b, err := os.ReadFile(filepath.Join(dir, strings.TrimPrefix(volume, "local:")))
+			if err != nil {
+				return fmt.Errorf("VM %d: %w", vmid, err)
+			}
+			parts[key] = string(b)
 		}
-	}
-	if user != vms || meta != vms {
-		return fmt.Errorf("%d snippets with user data, %d with meta data, want %d of each", user, meta, vms)
+		_, uuid, _ := strings.Cut(conf["smbios1"], "uuid=")
+		meta := fmt.Sprintf("instance-id: \"%s\"\nlocal-hostname: \"%s\"\n", uuid, r.vm)
+		if parts["user"] != r.userData() || parts["meta"] != meta {
+			return fmt.Errorf("VM %d: snippets %q, want also %q", vmid, parts, meta)
+		}
 	}
 	return nil
 }

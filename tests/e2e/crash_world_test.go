@@ -202,7 +202,7 @@ func (w *crashWorld) records(name string) (found []record.Record, err error) {
 	return found, err
 }
 
-// inventory is everything there is of VMs on a node, by its path below the cluster's directory.
+// inventory is everything there is of VMs on a node but their snippets, by its path below the cluster's directory.
 func (w *crashWorld) inventory(node string) (map[string]bool, error) {
 	found := map[string]bool{}
 	for _, keep := range []string{"etc/pve/nodes/" + node, node + "/vz", node + "/run"} {
@@ -211,7 +211,9 @@ func (w *crashWorld) inventory(node string) (map[string]bool, error) {
 				return nil
 			}
 			rel, rerr := filepath.Rel(w.Dir, path)
-			found[rel] = true
+			if !ownSnippet.MatchString(path) {
+				found[rel] = true
+			}
 			return errors.Join(err, rerr)
 		})
 		if err != nil {

@@ -312,7 +312,7 @@ func (s *stage) isSnippet(volume string, want []byte) {
 	}
 }
 
-// TestSnippetsAreShared: equal user-data is one file, which stays as long as one VM needs it.
+// TestSnippetsAreShared: equal user-data is one file, which stays when the last VM is gone: it may come back.
 func TestSnippetsAreShared(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -324,6 +324,7 @@ func TestSnippetsAreShared(t *testing.T) {
 	s.isSnippet(volume, []byte("#cloud-config\n"))
 	s.must(s.delete(second))
 	s.nothingLeft(before)
+	s.isSnippet(volume, []byte("#cloud-config\n"))
 }
 
 func TestUserDataNeedsAStorageForSnippets(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,8 +18,11 @@ import (
 // keeps are the places below the cluster's directory in which something can be left behind.
 var keeps = []string{"etc/pve/nodes", "etc/pve/priv/pve-rigaud/vms", "etc/pve/ha", "st", "pve1/vz", "pve2/vz", "pve1/run", "pve2/run"}
 
-// inventory is everything there is of VMs: configs, disks, snippets, records, sockets; each with its size, and small
-// ones with a hash.
+// ownSnippet is the path of a snippet that an agent has made. It stays for seven days when nothing needs it any more.
+var ownSnippet = regexp.MustCompile(`/snippets/pve-rigaud-[0-9a-f]{32}\.yaml$`)
+
+// inventory is everything there is of VMs but their snippets: configs, disks, records, sockets; each with its size, and
+// small ones with a hash.
 func (s *stage) inventory() map[string]string {
 	s.Helper()
 	found := map[string]string{}
@@ -27,7 +31,7 @@ func (s *stage) inventory() map[string]string {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			if err != nil || path == filepath.Join(s.rig.Dir, keep) {
+			if err != nil || path == filepath.Join(s.rig.Dir, keep) || ownSnippet.MatchString(path) {
 				return err
 			}
 			rel, err := filepath.Rel(s.rig.Dir, path)
