@@ -36,6 +36,9 @@ func (s *Service) VMs(ctx context.Context, req *nodepb.VMsRequest) (*nodepb.VMsR
 	all := guests{world: world, records: known, now: now, power: func(vm *pmxcfs.VM) string { return s.cfg.Power(ctx, vm) }}
 	for vm := range all.all() {
 		if req.GetNode() == "" || vm.GetNode() == req.GetNode() {
+			if req.GetSnapshots() {
+				all.addSnapshots(vm)
+			}
 			resp.Vms = append(resp.Vms, vm)
 		}
 	}

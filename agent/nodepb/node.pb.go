@@ -684,7 +684,9 @@ func (x *Capacity) GetQuorate() bool {
 type VMsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// node limits the answer to one node's guests; empty for all.
-	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// snapshots asks for VM.snapshots and VM.current_snapshot, too.
+	Snapshots     bool `protobuf:"varint,2,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +726,13 @@ func (x *VMsRequest) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *VMsRequest) GetSnapshots() bool {
+	if x != nil {
+		return x.Snapshots
+	}
+	return false
 }
 
 type VMsResponse struct {
@@ -816,9 +825,14 @@ type VM struct {
 	Record *Record `protobuf:"bytes,10,opt,name=record,proto3" json:"record,omitempty"`
 	// stale says in words why this entry may be out of date; empty if it is not,
 	// or if the whole answer is (View.stale).
-	Stale         string `protobuf:"bytes,11,opt,name=stale,proto3" json:"stale,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Stale string `protobuf:"bytes,11,opt,name=stale,proto3" json:"stale,omitempty"`
+	// snapshots are those of a VM, oldest first, if they were asked for.
+	Snapshots []*Snapshot `protobuf:"bytes,12,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// current_snapshot is the id of the snapshot that the VM as it is now comes
+	// from, if that was asked for; empty if it comes from none.
+	CurrentSnapshot string `protobuf:"bytes,13,opt,name=current_snapshot,json=currentSnapshot,proto3" json:"current_snapshot,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -928,6 +942,120 @@ func (x *VM) GetStale() string {
 	return ""
 }
 
+func (x *VM) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *VM) GetCurrentSnapshot() string {
+	if x != nil {
+		return x.CurrentSnapshot
+	}
+	return ""
+}
+
+// Snapshot is one snapshot of a VM.
+type Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is PVE's name for it.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// name is what it was asked for as; that of PVE if somebody else has made it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// parent is the id of the snapshot it was taken after; empty for a first one.
+	Parent string `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	// age_ms is how long ago it was taken; 0 if that is not known.
+	AgeMs int64 `protobuf:"varint,4,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// memory says that it holds the guest's memory.
+	Memory bool `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"`
+	// state is "prepare" or "delete" while PVE is at work on it, or was
+	// interrupted; empty for a whole one.
+	State         string `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Description   string `protobuf:"bytes,7,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Snapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Snapshot) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Snapshot) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *Snapshot) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Snapshot) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
 // Record is what the cluster's files say about a guest that we made.
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -945,7 +1073,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	mi := &file_agent_nodepb_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1085,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	mi := &file_agent_nodepb_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1098,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{11}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Record) GetOwner() string {
@@ -1059,14 +1187,15 @@ const file_agent_nodepb_node_proto_rawDesc = "" +
 	"pressureIo\x12\x1a\n" +
 	"\bcordoned\x18\v \x01(\bR\bcordoned\x12\x1a\n" +
 	"\bdraining\x18\f \x01(\bR\bdraining\x12\x18\n" +
-	"\aquorate\x18\r \x01(\bR\aquorate\" \n" +
+	"\aquorate\x18\r \x01(\bR\aquorate\">\n" +
 	"\n" +
 	"VMsRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"x\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tsnapshots\x18\x02 \x01(\bR\tsnapshots\"x\n" +
 	"\vVMsResponse\x12#\n" +
 	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x12\x1f\n" +
 	"\x03vms\x18\x02 \x03(\v2\r.rigaud.v1.VMR\x03vms\x12#\n" +
-	"\rrecords_error\x18\x03 \x01(\tR\frecordsError\"\x83\x02\n" +
+	"\rrecords_error\x18\x03 \x01(\tR\frecordsError\"\xe1\x02\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04vmid\x18\x01 \x01(\x05R\x04vmid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -1079,7 +1208,17 @@ const file_agent_nodepb_node_proto_rawDesc = "" +
 	"\x06listed\x18\t \x01(\bR\x06listed\x12)\n" +
 	"\x06record\x18\n" +
 	" \x01(\v2\x11.rigaud.v1.RecordR\x06record\x12\x14\n" +
-	"\x05stale\x18\v \x01(\tR\x05stale\"_\n" +
+	"\x05stale\x18\v \x01(\tR\x05stale\x121\n" +
+	"\tsnapshots\x18\f \x03(\v2\x13.rigaud.v1.SnapshotR\tsnapshots\x12)\n" +
+	"\x10current_snapshot\x18\r \x01(\tR\x0fcurrentSnapshot\"\xad\x01\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06parent\x18\x03 \x01(\tR\x06parent\x12\x15\n" +
+	"\x06age_ms\x18\x04 \x01(\x03R\x05ageMs\x12\x16\n" +
+	"\x06memory\x18\x05 \x01(\bR\x06memory\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12 \n" +
+	"\vdescription\x18\a \x01(\tR\vdescription\"_\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x12\n" +
@@ -1101,7 +1240,7 @@ func file_agent_nodepb_node_proto_rawDescGZIP() []byte {
 	return file_agent_nodepb_node_proto_rawDescData
 }
 
-var file_agent_nodepb_node_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_agent_nodepb_node_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_agent_nodepb_node_proto_goTypes = []any{
 	(*View)(nil),            // 0: rigaud.v1.View
 	(*MembersRequest)(nil),  // 1: rigaud.v1.MembersRequest
@@ -1114,7 +1253,8 @@ var file_agent_nodepb_node_proto_goTypes = []any{
 	(*VMsRequest)(nil),      // 8: rigaud.v1.VMsRequest
 	(*VMsResponse)(nil),     // 9: rigaud.v1.VMsResponse
 	(*VM)(nil),              // 10: rigaud.v1.VM
-	(*Record)(nil),          // 11: rigaud.v1.Record
+	(*Snapshot)(nil),        // 11: rigaud.v1.Snapshot
+	(*Record)(nil),          // 12: rigaud.v1.Record
 }
 var file_agent_nodepb_node_proto_depIdxs = []int32{
 	0,  // 0: rigaud.v1.MembersResponse.view:type_name -> rigaud.v1.View
@@ -1125,16 +1265,17 @@ var file_agent_nodepb_node_proto_depIdxs = []int32{
 	7,  // 5: rigaud.v1.Member.capacity:type_name -> rigaud.v1.Capacity
 	0,  // 6: rigaud.v1.VMsResponse.view:type_name -> rigaud.v1.View
 	10, // 7: rigaud.v1.VMsResponse.vms:type_name -> rigaud.v1.VM
-	11, // 8: rigaud.v1.VM.record:type_name -> rigaud.v1.Record
-	1,  // 9: rigaud.v1.Node.Members:input_type -> rigaud.v1.MembersRequest
-	8,  // 10: rigaud.v1.Node.VMs:input_type -> rigaud.v1.VMsRequest
-	2,  // 11: rigaud.v1.Node.Members:output_type -> rigaud.v1.MembersResponse
-	9,  // 12: rigaud.v1.Node.VMs:output_type -> rigaud.v1.VMsResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	12, // 8: rigaud.v1.VM.record:type_name -> rigaud.v1.Record
+	11, // 9: rigaud.v1.VM.snapshots:type_name -> rigaud.v1.Snapshot
+	1,  // 10: rigaud.v1.Node.Members:input_type -> rigaud.v1.MembersRequest
+	8,  // 11: rigaud.v1.Node.VMs:input_type -> rigaud.v1.VMsRequest
+	2,  // 12: rigaud.v1.Node.Members:output_type -> rigaud.v1.MembersResponse
+	9,  // 13: rigaud.v1.Node.VMs:output_type -> rigaud.v1.VMsResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_agent_nodepb_node_proto_init() }
@@ -1148,7 +1289,7 @@ func file_agent_nodepb_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_nodepb_node_proto_rawDesc), len(file_agent_nodepb_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,7 +32,9 @@ type question struct {
 	summary string
 	socket  string
 	json    bool
-	node    string // vms only
+	// Of vms only.
+	node      string
+	snapshots bool
 	// ask returns the answer in its two forms: an object for JSON, and a function that writes it for people.
 	ask func(ctx context.Context, client nodepb.NodeClient, q *question) (object any, table func(io.Writer) error, err error)
 }
@@ -59,6 +61,7 @@ func (q *question) flags() *pflag.FlagSet {
 	f.StringVar(&q.socket, "socket", defaultSocket, "the agent's unix `PATH`")
 	if q.name == "vms" {
 		f.StringVar(&q.node, "node", "", "only the guests of `NODE`")
+		f.BoolVar(&q.snapshots, "snapshots", false, "the snapshots of each VM instead")
 	}
 	return f
 }

@@ -34,6 +34,7 @@ type fakeAgent struct {
 	vms     *nodepb.VMsResponse
 	err     error
 	node    string // of the last VMsRequest
+	snaps   bool   // of the last VMsRequest
 }
 
 func (a *fakeAgent) Members(context.Context, *nodepb.MembersRequest) (*nodepb.MembersResponse, error) {
@@ -41,7 +42,7 @@ func (a *fakeAgent) Members(context.Context, *nodepb.MembersRequest) (*nodepb.Me
 }
 
 func (a *fakeAgent) VMs(_ context.Context, req *nodepb.VMsRequest) (*nodepb.VMsResponse, error) {
-	a.node = req.GetNode()
+	a.node, a.snaps = req.GetNode(), req.GetSnapshots()
 	return a.vms, a.err
 }
 
@@ -165,6 +166,24 @@ func manyVMs() []*nodepb.VM {
 	}
 }
 
+// withSnapshots are VMs with trees of snapshots, one of them with a circle in it.
+func withSnapshots() []*nodepb.VM {
+	const hour = 3600_000
+	return []*nodepb.VM{
+		{Vmid: 100, Id: "100-aaaaaaaa", Name: "web", Node: "pve1", Type: "qemu", Power: "on", Listed: true, CurrentSnapshot: "v1_2", Snapshots: []*nodepb.Snapshot{
+			{Id: "base", Name: "base", AgeMs: 90 * 24 * hour, Description: "by hand"},
+			{Id: "v1_1", Name: "v1.1", Parent: "base", AgeMs: 50 * hour, Memory: true},
+			{Id: "S-2026", Name: "2026", Parent: "v1_1", AgeMs: 40 * hour},
+			{Id: "v1_2", Name: "v1.2", Parent: "base", AgeMs: 30 * hour, State: "delete"},
+			{Id: "orphan", Name: "orphan", Parent: "gone"},
+		}},
+		{Vmid: 101, Id: "101-bbbbbbbb", Name: "db", Node: "pve2", Type: "qemu", Power: "unknown", Listed: true, Stale: "node pve2 is offline", Snapshots: []*nodepb.Snapshot{
+			{Id: "x1", Name: "x1", Parent: "x2", AgeMs: hour}, {Id: "x2", Name: "x2", Parent: "x1", AgeMs: hour},
+		}},
+		{Vmid: 102, Id: "102-cccccccc", Name: "none", Node: "pve1", Type: "qemu", Power: "off", Listed: true},
+	}
+}
+
 func TestGolden(t *testing.T) {
 	for _, test := range []struct {
 		name, command string
@@ -180,11 +199,12 @@ func TestGolden(t *testing.T) {
 		{"vms-no-quorum", "vms", fakeAgent{vms: &nodepb.VMsResponse{View: noQuorum(), Vms: manyVMs()[1:2], RecordsError: "records that cannot be read: 1 being written, or left so by a crash"}}},
 		{"vms-no-records", "vms", fakeAgent{vms: &nodepb.VMsResponse{View: fine(), Vms: manyVMs()[3:], RecordsError: "records cannot be read: input/output error"}}},
 		{"vms-none", "vms", fakeAgent{vms: &nodepb.VMsResponse{View: fine()}}},
+		{"vms-snapshots", "vms --snapshots", fakeAgent{vms: &nodepb.VMsResponse{View: fine(), Vms: withSnapshots()}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.agent.serve(t)
 			for suffix, flags := range map[string][]string{".txt": nil, ".json": {"--json"}} {
-				code, out, stderr := command(t, append([]string{test.command, "--socket", test.agent.socket}, flags...)...)
+				code, out, stderr := command(t, append(append(strings.Fields(test.command), "--socket", test.agent.socket), flags...)...)
 				if code != exitOK || stderr != "" {
 					t.Fatalf("exit code %d, %s", code, stderr)
 				}
@@ -202,6 +222,12 @@ func TestVMsOfOneNode(t *testing.T) {
 	a.serve(t)
 	if code, _, stderr := command(t, "vms", "--node", "pve2", "--socket", a.socket); code != exitOK || a.node != "pve2" {
 		t.Errorf("exit code %d, asked for node %q, %s", code, a.node, stderr)
+	}
+	if a.snaps {
+		t.Error("snapshots were asked for")
+	}
+	if code, _, stderr := command(t, "vms", "--snapshots", "--socket", a.socket); code != exitOK || !a.snaps || a.node != "" {
+		t.Errorf("exit code %d, asked for snapshots: %v, %s", code, a.snaps, stderr)
 	}
 	a.err = status.Error(codes.NotFound, `the cluster has no node "pve7"`)
 	code, out, stderr := command(t, "vms", "--node", "pve7", "--json", "--socket", a.socket)
@@ -315,7 +341,7 @@ func TestDocs(t *testing.T) {
 	doc := string(raw)
 	for name, object := range map[string]any{
 		"members": membersOf(&nodepb.MembersResponse{View: fine(), Members: manyMembers()}),
-		"vms":     vmsOf(&nodepb.VMsResponse{View: fine(), Vms: manyVMs()}),
+		"vms":     vmsOf(&question{snapshots: true}, &nodepb.VMsResponse{View: fine(), Vms: append(manyVMs(), withSnapshots()...)}),
 	} {
 		text, err := json.Marshal(object)
 		if err != nil {

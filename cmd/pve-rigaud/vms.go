@@ -28,6 +28,9 @@ type vmObject struct {
 	Listed   bool          `json:"listed"` // .vmlist has it; if not, only a record has
 	Record   *recordObject `json:"record"` // null: we did not make it, or records_error
 	Stale    string        `json:"stale"`
+	// Of --snapshots: oldest first, and the one that the VM as it is now comes from. Null and "" without it.
+	Snapshots       []snapshotObject `json:"snapshots"`
+	CurrentSnapshot string           `json:"current_snapshot"`
 }
 
 type recordObject struct {
@@ -38,19 +41,23 @@ type recordObject struct {
 }
 
 func askVMs(ctx context.Context, client nodepb.NodeClient, q *question) (any, func(io.Writer) error, error) {
-	resp, err := client.VMs(ctx, &nodepb.VMsRequest{Node: q.node})
+	resp, err := client.VMs(ctx, &nodepb.VMsRequest{Node: q.node, Snapshots: q.snapshots})
 	if err != nil {
 		return nil, nil, err
 	}
-	return vmsOf(resp), vmsTable(resp).write, nil
+	if q.snapshots {
+		return vmsOf(q, resp), snapshotsTable(resp).write, nil
+	}
+	return vmsOf(q, resp), vmsTable(resp).write, nil
 }
 
-func vmsOf(resp *nodepb.VMsResponse) vmsObject {
+func vmsOf(q *question, resp *nodepb.VMsResponse) vmsObject {
 	out := vmsObject{view: viewOf(resp.GetView()), RecordsError: resp.GetRecordsError(), VMs: []vmObject{}}
 	for _, v := range resp.GetVms() {
 		o := vmObject{
 			VMID: v.GetVmid(), ID: v.GetId(), Name: v.GetName(), Node: v.GetNode(), Type: v.GetType(), Template: v.GetTemplate(),
 			Lock: v.GetLock(), Power: v.GetPower(), Listed: v.GetListed(), Stale: v.GetStale(),
+			Snapshots: snapshotsOf(q, v), CurrentSnapshot: v.GetCurrentSnapshot(),
 		}
 		if r := v.GetRecord(); r != nil {
 			o.Record = &recordObject{Owner: r.GetOwner(), State: r.GetState(), Node: r.GetNode(), AgeSeconds: seconds(r.GetAgeMs())}
