@@ -158,17 +158,16 @@ func (h *holding) settle() error {
 // add plugs vCPUs, for as long as the lock may be held.
 func (c *change) add(ctx context.Context, h *holding, m machine) error {
 	for n := m.vcpus + 1; n <= c.want && !h.spent(); n++ {
-		if err := h.addOne(ctx, m, n); err != nil {
+		if err := c.addOne(ctx, h, m, n); err != nil {
 			return fmt.Errorf("plug %s: %w", cpuID(n), err)
 		}
-		c.note(n)
 	}
 	c.done = c.To == c.want
 	return nil
 }
 
 // addOne plugs the vCPU number n. The config that says so is laid ready before, and counts after.
-func (h *holding) addOne(ctx context.Context, m machine, n int) error {
+func (c *change) addOne(ctx context.Context, h *holding, m machine, n int) error {
 	conf, err := h.says(n)
 	if err != nil {
 		return err
@@ -181,6 +180,7 @@ func (h *holding) addOne(ctx context.Context, m machine, n int) error {
 	if err := h.plug(ctx, m, n); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
+	c.note(n)
 	if err := staged.Commit(); err != nil {
 		return fmt.Errorf("it runs, and the config does not say so: %w", err)
 	}
