@@ -165,6 +165,8 @@ func everyCall(ctx context.Context, c *Client) map[string]error {
 	note("HAResources", err)
 	_, err = c.Clone(ctx, "pve1", 100, CloneParams{NewID: 101, Name: "web-1", Description: "d", Full: true, Storage: "local", Format: "qcow2", Target: "pve2", Pool: "p", SnapName: "s1"})
 	note("Clone", err)
+	_, err = c.Create(ctx, "pve1", CreateParams{VMID: 102, Pool: "p", Config: url.Values{"name": {"new"}, "scsi0": {"local:8"}, "ide2": {"local:iso/x.iso,media=cdrom"}}})
+	note("Create", err)
 	note("SetConfig", c.SetConfig(ctx, "pve1", 100, url.Values{"cores": {"2"}, "scsi1": {"local:1"}, "delete": {"net1"}, "digest": {"b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45"}}))
 	_, err = c.ConfigTask(ctx, "pve1", 100, url.Values{"scsi2": {"local:8,serial=data"}, "digest": {"b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45"}})
 	note("ConfigTask", err)
@@ -500,4 +502,5 @@ func TestObserve(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+		"POST /api2/json/nodes/pve1/qemu ide2=local%3Aiso%2Fx.iso%2Cmedia%3Dcdrom&name=new&pool=p&scsi0=local%3A8&vmid=102",
 }

@@ -204,7 +204,7 @@ func (r *crashRow) userData() string { return "#cloud-config\nhostname: " + r.vm
 func (r *crashRow) create(ctx context.Context, l *crashLife) (*providerpb.CreateResponse, error) {
 	return l.provider.Create(ctx, &providerpb.CreateRequest{
 		Name: r.vm, ClassJson: crashClass, ImageJson: `{"TemplateName":"` + crashTemplate(r.node) + `"}`,
-		NetworksJson: payloads.NoNetworks, DisksJson: payloads.NoDisks, UserData: []byte(r.userData()),
+		NetworksJson: payloads.NoNetworks, DisksJson: `[{"Name":"data","SizeGiB":1}]`, UserData: []byte(r.userData()),
 	})
 }
 
