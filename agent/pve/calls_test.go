@@ -261,6 +261,7 @@ GET /api2/json/nodes/pve1/tasks limit=10&since=1795330000&source=all&typefilter=
 GET /api2/json/nodes/pve1/tasks/UPID:pve1:000025CB:00038BCD:6B028ED1:qmcreate:100:virtrigaud@pve!agent:/log limit=1000&start=0
 GET /api2/json/nodes/pve1/tasks/UPID:pve1:000025CB:00038BCD:6B028ED1:qmcreate:100:virtrigaud@pve!agent:/status 
 GET /api2/json/version 
+POST /api2/json/nodes/pve1/qemu ide2=local%3Aiso%2Fx.iso%2Cmedia%3Dcdrom&name=new&pool=p&scsi0=local%3A8&vmid=102
 POST /api2/json/nodes/pve1/qemu/100/clone description=d&format=qcow2&full=1&name=web-1&newid=101&pool=p&snapname=s1&storage=local&target=pve2
 POST /api2/json/nodes/pve1/qemu/100/config digest=b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45&scsi2=local%3A8%2Cserial%3Ddata
 POST /api2/json/nodes/pve1/qemu/100/snapshot description=d&snapname=s1&vmstate=1
@@ -502,5 +503,4 @@ func TestObserve(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-		"POST /api2/json/nodes/pve1/qemu ide2=local%3Aiso%2Fx.iso%2Cmedia%3Dcdrom&name=new&pool=p&scsi0=local%3A8&vmid=102",
 }
