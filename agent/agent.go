@@ -18,6 +18,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/hotplug"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/health"
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
@@ -103,6 +104,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	cfg, log := a.cfg, a.log
 	gate := qmp.NewGate(qmp.GateConfig{})
 	tracker := status.New(status.Config{RunDir: cfg.Paths.Run, Gate: gate, Log: log})
+	plugger := hotplug.New(hotplug.Config{Node: cfg.Node, Tree: tree, RunDir: cfg.Paths.Run, LockDir: cfg.Paths.Lock, Gate: gate, Log: log, Limits: o.plugging})
 	engine := ops.New(ops.Config{Journal: a.journal, Log: log, Hook: o.hook})
 	a.monitor = health.New(health.Config{PVE: a.api, Watcher: watcher, Log: log})
 	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud"), Now: o.now}
@@ -119,7 +121,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 		},
 	})
 	guests := guest.New(guest.Config{
-		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api,
+		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api, Plugger: plugger,
 		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
 		CPUs: a.monitor.CPUs, MHz: o.mhz, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
 		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, Snippets: snippets, TaskTimeout: cfg.Tasks.Timeout,

@@ -3,6 +3,7 @@ package agent
 import (
 	"time"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/guest/hotplug"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/cluster"
 )
@@ -17,6 +18,7 @@ type options struct {
 	virtual  bool // network is not the host's
 	now      func() time.Time
 	mhz      func() int
+	plugging hotplug.Limits
 	version  string
 	protocol cluster.Protocols
 }
@@ -42,6 +44,9 @@ func WithClock(now func() time.Time) Option { return func(o *options) { o.now = 
 
 // WithCPUClock sets the clock of this node's CPUs, in MHz.
 func WithCPUClock(mhz int) Option { return func(o *options) { o.mhz = func() int { return mhz } } }
+
+// WithPluggingLimits bounds how long is waited for guests that give back vCPUs and memory.
+func WithPluggingLimits(l hotplug.Limits) Option { return func(o *options) { o.plugging = l } }
 
 // WithProtocol makes the agent one of another version, as far as others can see.
 func WithProtocol(version string, p cluster.Protocols) Option {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 )
@@ -36,6 +38,7 @@ type view struct {
 	stopped   atomic.Bool  // seen here after its process had ended
 	latest    atomic.Pointer[seen]
 	listed    atomic.Pointer[listed]
+	ignored   atomic.Pointer[string] // see noteIgnored
 }
 
 // seen is a description with what it was made from.
@@ -144,11 +147,11 @@ func rawFields(vm *pmxcfs.VM, st status.State) map[string]string {
 	maximum, vcpus := vm.Conf.CPUs()
 	fields := map[string]string{
 		"vmid": strconv.Itoa(vm.ID), "node": vm.Node, "name": vm.Conf.Name(), "status": runText(st),
-		"cpus": strconv.Itoa(vcpus), "cpus_max": strconv.Itoa(maximum), "memory_mib": strconv.FormatInt(vm.Conf.MemoryMiB(), 10),
+		"cpus": strconv.Itoa(vcpus), "cpus_max": strconv.Itoa(maximum), "memory_mib": strconv.FormatInt(plan.GuestMemoryMiB(vm.Conf), 10),
 	}
 	for k, v := range map[string]string{
 		"lock": vm.Conf.Lock(), "os": st.OS, "hostname": st.HostName, "tags": strings.Join(vm.Conf.Tags(), ","),
-		"pending": pendingText(vm.Conf),
+		"pending": pendingText(vm.Conf), "next_start": nextStartText(vm.Conf), "memory_max_mib": maxMemoryText(vm.Conf),
 	} {
 		if v != "" {
 			fields[k] = v
@@ -170,11 +173,47 @@ func runText(st status.State) string {
 // pendingText names the config keys that wait for the VM's next start.
 func pendingText(conf *pmxcfs.Conf) string {
 	p := conf.Pending()
-	keys := p.Keys()
+	keys := slices.DeleteFunc(p.Keys(), func(k string) bool { return k == "delete" })
 	for _, k := range p.Deleted() {
 		keys = append(keys, "-"+k)
 	}
 	return strings.Join(keys, ",")
+}
+
+// plainKeys are the config keys whose values anybody may see and understands.
+var plainKeys = map[string]bool{
+	"balloon": true, "bios": true, "cores": true, "cpu": true, "hotplug": true, "machine": true, "memory": true, "numa": true, "sockets": true, "vcpus": true, "vga": true,
+}
+
+// nextStartText says in words what the VM's next start changes.
+func nextStartText(conf *pmxcfs.Conf) string {
+	var parts []string
+	pending := conf.Pending()
+	for _, k := range pending.Keys() {
+		next, _ := pending.Get(k)
+		now, set := conf.Get(k)
+		switch {
+		case k == "delete":
+		case !plainKeys[k]:
+			parts = append(parts, k+" changes")
+		case set:
+			parts = append(parts, fmt.Sprintf("%s becomes %s (now %s)", k, next, now))
+		default:
+			parts = append(parts, fmt.Sprintf("%s becomes %s", k, next))
+		}
+	}
+	for _, k := range pending.Deleted() {
+		parts = append(parts, k+" goes")
+	}
+	return strings.Join(parts, ", ")
+}
+
+// maxMemoryText is the memory that the guest could have, where its balloon keeps it from some of it.
+func maxMemoryText(conf *pmxcfs.Conf) string {
+	if plan.GuestMemoryMiB(conf) == conf.MemoryMiB() {
+		return ""
+	}
+	return strconv.FormatInt(conf.MemoryMiB(), 10)
 }
 
 // consoleURL opens the same noVNC window as the Console button of PVE's GUI; the user logs in there.

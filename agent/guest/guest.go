@@ -30,6 +30,7 @@ type Config struct {
 	Tree    *pmxcfs.Tree
 	Watcher *pmxcfs.Watcher
 	Status  *status.Tracker
+	Plugger Plugger
 	PVE     *pve.Client
 	Records *record.Store
 	IDs     *record.IDs
@@ -84,6 +85,7 @@ func New(cfg Config) *Guests {
 	cfg.Ops.Handle(ops.Create, g.sighted(g.create, g.quorate))
 	cfg.Ops.Handle(ops.Clone, g.sighted(g.create, g.quorate))
 	cfg.Ops.Handle(ops.Delete, g.sighted(g.remove, g.quorate))
+	cfg.Ops.Handle(ops.Reconfigure, g.sighted(g.reconfigure, g.quorate))
 	cfg.Ops.Handle(ops.Power, g.sighted(g.power, g.readable)) // PVE stops VMs without quorum
 	cfg.Ops.Handle(ops.SnapshotCreate, g.sighted(g.takeSnapshot, g.quorate))
 	cfg.Ops.Handle(ops.SnapshotDelete, g.sighted(g.removeSnapshot, g.quorate))

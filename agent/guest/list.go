@@ -8,6 +8,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -103,7 +104,7 @@ func (g *Guests) newListing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs
 	_, vcpus := vm.Conf.CPUs()
 	l, final = Listing{
 		ID: record.NewID(vm.ID, vm.Conf.SMBIOSUUID()).String(), Name: vm.Conf.Name(), On: st.Power == status.On, IPs: st.IPs,
-		VCPUs: vcpus, MemoryMiB: vm.Conf.MemoryMiB(), NICs: vm.Conf.NICs(), Raw: rawFields(vm, st),
+		VCPUs: vcpus, MemoryMiB: plan.GuestMemoryMiB(vm.Conf), NICs: vm.Conf.NICs(), Raw: rawFields(vm, st),
 	}, true
 	boot, _ := vm.Conf.BootDisk()
 	for _, d := range vm.Conf.Drives() {

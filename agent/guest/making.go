@@ -196,7 +196,7 @@ func (m *making) choose(ctx context.Context) error {
 	}
 	m.memo.Record = record.Record{
 		Owner: m.order.Owner, Name: m.order.Name, VMID: vmid, UUID: uuid.NewString(), Node: m.cfg.Node, Op: m.run.ID(),
-		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, State: record.Creating, Created: m.cfg.Now().UTC(),
+		Fingerprint: m.order.Fingerprint, Tags: m.order.Tags, Made: m.order.Made, State: record.Creating, Created: m.cfg.Now().UTC(),
 	}
 	m.memo.Record.Snippets = m.snippetVolumes()
 	return m.note()

@@ -20,7 +20,8 @@ import (
 type order struct {
 	Owner, Name string
 	Fingerprint string
-	Tags        []string `json:",omitempty"` // in the words of the request
+	Tags        []string          `json:",omitempty"` // in the words of the request
+	Made        map[string]string `json:",omitempty"` // see madeOf
 
 	Source int         `json:",omitempty"` // VMID of the template or VM to clone; 0: a new VM
 	New    plan.Values `json:",omitempty"` // of a new VM, for the call that creates it
@@ -43,7 +44,7 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 	if len(r.unknown) > 0 {
 		g.log.InfoContext(ctx, "keys of a request that this version does not know", "name", r.name, "keys", r.unknown)
 	}
-	o := order{Owner: r.owner, Name: r.name, Fingerprint: r.fingerprint, Tags: r.wish.Tags}
+	o := order{Owner: r.owner, Name: r.name, Fingerprint: r.fingerprint, Tags: r.wish.Tags, Made: r.made}
 	world, err := g.cfg.Watcher.World()
 	if err != nil {
 		return order{}, fault.New(fault.Precondition, "%s: %w", r, err)

@@ -21,6 +21,7 @@ type request struct {
 	source      record.ID  // what a Clone is made from
 	wish        plan.Wish
 	data        guestData
+	made        map[string]string // see madeOf; nil of a Clone
 	unknown     []string
 }
 
@@ -46,6 +47,7 @@ func createRequest(owner string, wish spec.Create) request {
 		image:   wish.Image,
 		wish:    plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
 		data:    guestData{UserData: wish.UserData, MetaData: wish.MetaData},
+		made:    madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
 		unknown: wish.Unknown,
 	}
 }

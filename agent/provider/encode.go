@@ -79,10 +79,12 @@ func vmInfo(l guest.Listing) *providerpb.VMInfo {
 // capabilities names what the code of this package does, and nothing else. Disk types are those that are configured.
 func capabilities(diskTypes []string) *providerpb.GetCapabilitiesResponse {
 	return &providerpb.GetCapabilitiesResponse{
-		SupportsSnapshots:       true,
-		SupportsMemorySnapshots: true,
-		SupportsLinkedClones:    true,
-		SupportedDiskTypes:      diskTypes,
-		SupportedNetworkTypes:   slices.Clone(spec.NICModels),
+		SupportsReconfigureOnline:   true,
+		SupportsDiskExpansionOnline: true,
+		SupportsSnapshots:           true,
+		SupportsMemorySnapshots:     true,
+		SupportsLinkedClones:        true,
+		SupportedDiskTypes:          diskTypes,
+		SupportedNetworkTypes:       slices.Clone(spec.NICModels),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
 )
@@ -29,7 +30,7 @@ func (c *Claim) Record() Record {
 }
 
 func (r Record) clone() Record {
-	r.Tags, r.Volumes, r.Snippets = slices.Clone(r.Tags), slices.Clone(r.Volumes), slices.Clone(r.Snippets)
+	r.Tags, r.Volumes, r.Snippets, r.Made = slices.Clone(r.Tags), slices.Clone(r.Volumes), slices.Clone(r.Snippets), maps.Clone(r.Made)
 	return r
 }
 

@@ -41,6 +41,9 @@ type Record struct {
 	Volumes     []string  `json:"volumes,omitempty"`
 	Snippets    []string  `json:"snippets,omitempty"`
 
+	// Made are hashes of what the request said about what is decided when a VM is made, by their names. Set with Take.
+	Made map[string]string `json:"made,omitempty"`
+
 	Token string `json:"token"`          // of this claim; set by Take and TakeOver
 	Over  string `json:"over,omitempty"` // the token this claim was taken over from; set by TakeOver
 
@@ -58,7 +61,7 @@ type wire Record
 
 // known are the names of the fields we write.
 var known = func() map[string]bool {
-	raw, err := json.Marshal(wire{Tags: []string{""}, Volumes: []string{""}, Snippets: []string{""}, Over: "x"})
+	raw, err := json.Marshal(wire{Tags: []string{""}, Volumes: []string{""}, Snippets: []string{""}, Made: map[string]string{"": ""}, Over: "x"})
 	if err != nil {
 		panic(err) // strings and numbers
 	}
