@@ -257,6 +257,7 @@ func TestUnpluggable(t *testing.T) {
 		"default hotplug":      {conf: strings.Replace(usual, "hotplug: cpu,disk,network,usb\n", "", 1)},
 		"another architecture": {conf: usual + "arch: aarch64\n"},
 		"other places":         {conf: strings.Replace(usual, "sockets: 4", "sockets: 8", 1)},
+		"no such machine":      {conf: usual, ids: immutable},
 		"not started for it":   {conf: strings.Replace(usual, "vcpus: 1", "vcpus: 2", 1), cfg: qmptest.Config{VCPUs: 2}, ids: nameless},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -274,6 +275,13 @@ func TestUnpluggable(t *testing.T) {
 			}
 		})
 	}
+}
+
+// immutable makes it a machine like microvm, in QEMU's words.
+func immutable(q *qmptest.QEMU) {
+	q.Handle("query-hotpluggable-cpus", func(json.RawMessage) (any, error) {
+		return nil, errors.New("machine does not support hot-plugging CPUs")
+	})
 }
 
 // nameless makes the second vCPU one that was there from the start, as with -smp 2.

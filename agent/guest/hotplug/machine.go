@@ -64,6 +64,9 @@ func (h *holding) machine(ctx context.Context) (m machine, err error) {
 		m.vcpus, err = count(ctx, s)
 		return err
 	})
+	if _, refused := errors.AsType[*qmp.Error](err); refused { // a kind of machine without any hot-plug of CPUs
+		err = fmt.Errorf("%w: %w", ErrUnpluggable, err)
+	}
 	if err != nil {
 		return machine{}, err
 	}
@@ -71,7 +74,7 @@ func (h *holding) machine(ctx context.Context) (m machine, err error) {
 	if len(slots) != maximum {
 		return machine{}, fmt.Errorf("%w: qemu has room for %d vCPUs, the config for %d", ErrUnpluggable, len(slots), maximum)
 	}
-	m.typ, m.cores = slots[0].Type, maximum/sockets(slots)
+	m.typ, m.cores = slots[0].Type, max(1, maximum/sockets(slots))
 	for _, s := range slots {
 		if err := m.check(s); err != nil {
 			return machine{}, err
