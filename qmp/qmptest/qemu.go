@@ -96,6 +96,7 @@ type QEMU struct {
 
 	greetingDelay atomic.Int64 // nanoseconds
 	replyDelay    atomic.Int64 // nanoseconds
+	keepCPUs      atomic.Bool  // see SetKeepCPUs
 
 	order sync.Mutex // held from a change of the machine until its events are told; taken before mu
 
@@ -283,7 +284,7 @@ func (q *QEMU) booted() bool {
 
 // giveBack is the guest's part of device_del, which checked the arguments.
 func (q *QEMU) giveBack(arguments json.RawMessage) {
-	if q.cfg.IgnoreUnplug {
+	if q.cfg.IgnoreUnplug || q.keepCPUs.Load() {
 		return
 	}
 	var device struct{ ID string }

@@ -24,71 +24,176 @@ func newMAC() string {
 	return fmt.Sprintf("BC:24:11:%02X:%02X:%02X", b[0], b[1], b[2])
 }
 
+// driveJob is a drive to be made for a VM.
+type driveJob struct {
+	node *Node
+	vmid int
+	conf *vmconf.Conf // of the VM, for what it has already
+	who  principal
+	t    *Task // nil: nothing is logged
+}
+
 // makeDrive allocates what a drive's value asks for and returns the value as
-// it stands in the config.
-func (c *Cluster) makeDrive(ctx context.Context, n *Node, vmid int, d vmconf.Drive, t *Task) (string, error) {
+// it stands in the config, and the volume that was made, "" for none.
+func (c *Cluster) makeDrive(ctx context.Context, job driveJob, d vmconf.Drive) (value, made string, err error) {
+	switch {
+	case strings.HasSuffix(d.File, ":cloudinit"):
+		d.File, err = c.makeCloudInit(ctx, job, d)
+		made = d.File
+		d.Opts["media"] = "cdrom"
+	case newDiskValue.MatchString(d.File):
+		d, err = c.makeDisks(ctx, job, d)
+		made = d.File
+	case d.Storage() == "":
+		delete(d.Opts, "size")
+		return d.String(), "", nil
+	default:
+		d, err = c.adoptDrive(ctx, job, d)
+		return d.String(), "", err
+	}
+	if err != nil {
+		return "", "", err
+	}
+	delete(d.Opts, "format")
+	if job.t != nil {
+		job.t.logf("%s: successfully created disk '%s'", d.Key, d.String())
+	}
+	return d.String(), made, nil
+}
+
+// makeCloudInit makes the volume of a cloud-init drive. A VM has one.
+func (c *Cluster) makeCloudInit(ctx context.Context, job driveJob, d vmconf.Drive) (string, error) {
+	if err := noSecondCloudInit(job.conf, d.Key); err != nil {
+		return "", err
+	}
+	s, err := c.pool.enabled(d.Storage(), job.node.Name)
+	if err != nil {
+		return "", err
+	}
 	format := d.Opts["format"]
-	def(&format, "qcow2")
-	if strings.HasSuffix(d.File, ":cloudinit") {
-		volid, err := c.allocate(ctx, n, d.Storage(), vmid, fmt.Sprintf("vm-%d-cloudinit.qcow2", vmid), "qcow2", cloudInitSize, t)
-		if err != nil {
-			return "", err
-		}
-		d.File, d.Opts = volid, map[string]string{"media": "cdrom"}
-		return d.String(), nil
+	if !s.block() {
+		def(&format, "qcow2")
 	}
-	if m := newDiskValue.FindStringSubmatch(d.File); m != nil {
-		gib, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			return "", dief("unable to parse size '%s'", m[2])
-		}
-		if src := d.Opts["import-from"]; src != "" {
-			return c.importDrive(ctx, n, vmid, d, src, format, t)
-		}
-		size := int64(gib * (1 << 30))
-		volid, err := c.allocate(ctx, n, m[1], vmid, "", format, size, t)
-		if err != nil {
-			return "", err
-		}
-		d.File = volid
-		delete(d.Opts, "format")
-		d.Opts["size"] = vmconf.FormatSize(size)
-		return d.String(), nil
+	if format, err = s.chooseFormat(format); err != nil {
+		return "", err
 	}
-	if d.Storage() == "" {
-		return d.String(), nil
+	return c.allocate(ctx, job.node, s.Name, job.vmid, s.volumeName(job.vmid, "cloudinit", format), format, cloudInitSize, job.t)
+}
+
+func noSecondCloudInit(conf *vmconf.Conf, key string) error {
+	for _, s := range []vmconf.Section{conf.Main, conf.Pending} {
+		if d := cloudInitDrive(s); d != nil && d.Key != key {
+			return dief("%s - cloud-init drive is already attached at '%s'", key, d.Key)
+		}
 	}
-	return c.adoptDrive(ctx, n, d)
+	return nil
+}
+
+// Sizes of the volumes that PVE chooses itself: the UEFI variables by efitype
+// (those of its OVMF), the TPM's state.
+const (
+	efiSize4M = 528 << 10
+	efiSize2M = 128 << 10
+	tpmSize   = 4 << 20
+)
+
+// makeDisks makes the volume of "<storage>:<GiB>", empty or a copy.
+func (c *Cluster) makeDisks(ctx context.Context, job driveJob, d vmconf.Drive) (vmconf.Drive, error) {
+	m := newDiskValue.FindStringSubmatch(d.File)
+	s, err := c.pool.enabled(m[1], job.node.Name)
+	if err != nil {
+		return d, err
+	}
+	if src, ok := d.Opts["import-from"]; ok {
+		return c.importDrive(ctx, job, d, src)
+	}
+	gib, err := strconv.ParseFloat(m[2], 64)
+	if err != nil {
+		return d, dief("unable to parse size '%s'", m[2])
+	}
+	size := int64(gib * (1 << 30))
+	switch d.Key {
+	case "efidisk0":
+		size = efiSize2M
+		if d.Opts["efitype"] == "4m" {
+			size = efiSize4M
+		}
+		if d.Opts["pre-enrolled-keys"] == "1" && c.cfg.Version >= "9.1" {
+			d.Opts["ms-cert"] = "2023k"
+		}
+	case "tpmstate0":
+		size = tpmSize
+	}
+	format, err := s.chooseFormat(d.Opts["format"])
+	if err != nil {
+		return d, err
+	}
+	size = s.roundSize(size)
+	d.File, err = c.allocate(ctx, job.node, s.Name, job.vmid, "", format, size, job.t)
+	d.Opts["size"] = vmconf.FormatSize(size)
+	return d, err
 }
 
 // adoptDrive checks an existing volume and notes its size.
-func (c *Cluster) adoptDrive(ctx context.Context, n *Node, d vmconf.Drive) (string, error) {
-	path, err := c.pool.exists(n.Name, d.File)
+func (c *Cluster) adoptDrive(ctx context.Context, job driveJob, d vmconf.Drive) (vmconf.Drive, error) {
+	v, err := parseVolume(d.File)
 	if err != nil {
-		return "", err
+		return d, err
+	}
+	if v.kind != "images" && v.kind != "iso" {
+		return d, dief("cannot use volume %s - content type needs to be 'images' or 'iso'", d.File)
+	}
+	if f := d.Opts["format"]; f != "" && f != v.format {
+		return d, dief("drive '%s' - volume '%s' - 'format=%s' option different from storage format '%s'", d.Key, d.File, f, v.format)
+	}
+	if d.CloudInit() {
+		if err := noSecondCloudInit(job.conf, d.Key); err != nil {
+			return d, err
+		}
+	}
+	path, err := c.pool.exists(job.node.Name, d.File)
+	if err != nil {
+		return d, err
 	}
 	info, err := c.disks.Info(ctx, path)
 	if err != nil {
-		return "", dief("volume %s does not exist", d.File)
+		return d, dief("volume %s does not exist", d.File)
 	}
-	delete(d.Opts, "format")
 	d.Opts["size"] = vmconf.FormatSize(info.Virtual)
-	return d.String(), nil
+	return d, nil
 }
 
 // importDrive is "<storage>:0,import-from=<volume>".
-func (c *Cluster) importDrive(ctx context.Context, n *Node, vmid int, d vmconf.Drive, src, format string, t *Task) (string, error) {
-	path, err := c.pool.exists(n.Name, src)
+func (c *Cluster) importDrive(ctx context.Context, job driveJob, d vmconf.Drive, src string) (vmconf.Drive, error) {
+	path, err := c.pool.exists(job.node.Name, src)
 	if err != nil {
-		return "", err
+		return d, dief("cannot import from '%s' - %s", src, err)
 	}
-	volid, err := c.copyVolume(ctx, n, path, d.Storage(), vmid, "", format, t)
+	s, err := c.pool.enabled(d.Storage(), job.node.Name)
 	if err != nil {
-		return "", dief("cannot import from '%s' - %s", src, err)
+		return d, err
+	}
+	format := d.Opts["format"]
+	if v, err := parseVolume(src); err == nil && format == "" && !s.block() {
+		format = v.format // a copy keeps its format where the storage has it
+	}
+	if format != "raw" && format != "qcow2" {
+		format = ""
+	}
+	if format, err = s.chooseFormat(format); err != nil {
+		return d, err
+	}
+	if job.t != nil {
+		job.t.logf("create full clone of drive (%s)", src)
+	}
+	volid, err := c.copyVolume(ctx, job.node, path, s.Name, job.vmid, "", format, job.t)
+	if err != nil {
+		return d, dief("cannot import from '%s' - %s", src, err)
 	}
 	delete(d.Opts, "import-from")
+	delete(d.Opts, "format")
 	d.File = volid
-	return c.adoptDrive(ctx, n, d)
+	return c.adoptDrive(ctx, job, d)
 }
 
 // place chooses a volume's name and path and makes its directory.
@@ -106,6 +211,9 @@ func (c *Cluster) place(n *Node, storage string, vmid int, name, format string) 
 	}
 	def(&name, chosen)
 	volid = fmt.Sprintf("%s:%d/%s", storage, vmid, name)
+	if s.block() {
+		volid = storage + ":" + name
+	}
 	path, err = c.pool.path(n.Name, volid)
 	return volid, path, done, err
 }
@@ -120,7 +228,7 @@ func (c *Cluster) allocate(ctx context.Context, n *Node, storage string, vmid in
 	if _, err := os.Stat(path); err == nil {
 		return "", dief("disk image '%s' already exists", path)
 	}
-	if err := c.makeImage(path, storage, size, func() error { return c.disks.Create(ctx, path, format, size) }); err != nil {
+	if err := c.makeImage(path, volid, size, func() error { return c.disks.Create(ctx, path, fileFormat(path), size) }); err != nil {
 		return "", err
 	}
 	if t != nil {
@@ -141,8 +249,11 @@ func (c *Cluster) copyVolume(ctx context.Context, n *Node, src, storage string, 
 		return "", err
 	}
 	defer done()
-	if err := c.makeImage(path, storage, info.Virtual, func() error { return c.disks.Clone(ctx, src, path, format) }); err != nil {
+	if err := c.makeImage(path, volid, info.Virtual, func() error { return c.disks.Clone(ctx, src, path, fileFormat(path)) }); err != nil {
 		return "", err
+	}
+	if t == nil {
+		return volid, nil
 	}
 	t.logf("Formatting '%s', fmt=%s size=%d", path, format, info.Virtual)
 	t.logf("allocated target volume '%s'", volid)
@@ -151,8 +262,14 @@ func (c *Cluster) copyVolume(ctx context.Context, n *Node, src, storage string, 
 	return volid, nil
 }
 
-func (c *Cluster) makeImage(path, storage string, size int64, create func() error) error {
-	err := c.pool.room(storage, path, size)
+// fileFormat is what an image file is: a block device's is qcow2.
+func fileFormat(path string) string { return strings.TrimPrefix(filepath.Ext(path), ".") }
+
+func (c *Cluster) makeImage(path, volid string, size int64, create func() error) error {
+	err := c.pool.room(volid, path, size)
+	if err == nil && c.faults.takeAllocation(volid) {
+		err = c.pool.full(volid, path)
+	}
 	if err == nil {
 		err = create()
 	}

@@ -54,17 +54,22 @@ func newAccounts(version string, life time.Duration) *accounts {
 
 // AddUser adds or replaces a user that can log in with a password.
 func (c *Cluster) AddUser(userID, password string, acl ACL) {
-	c.accounts.mu.Lock()
-	defer c.accounts.mu.Unlock()
-	c.accounts.users[userID] = account{password, acl}
+	c.setAccount(c.accounts.users, userID, account{password, acl})
 }
 
 // AddToken adds or replaces an API token ("user@realm!name"). Its privileges
 // are its own (privsep 1).
 func (c *Cluster) AddToken(tokenID, secret string, acl ACL) {
+	c.setAccount(c.accounts.tokens, tokenID, account{secret, acl})
+}
+
+func (c *Cluster) setAccount(of map[string]account, id string, a account) {
 	c.accounts.mu.Lock()
-	defer c.accounts.mu.Unlock()
-	c.accounts.tokens[tokenID] = account{secret, acl}
+	of[id] = a
+	c.accounts.mu.Unlock()
+	if err := c.pools.change(func() error { return nil }); err != nil {
+		c.log.Warn("user.cfg", "err", err)
+	}
 }
 
 // RemoveToken makes a token unknown.

@@ -18,6 +18,7 @@ type cloneJob struct {
 	storage       string
 	format        string
 	name, comment string
+	pool          string
 	snap          string
 	full          bool
 
@@ -39,6 +40,7 @@ func (c *Cluster) clone(_ context.Context, rq *request) (any, error) {
 		src: rq.vmid(), dst: rq.number("newid", 0), node: rq.node,
 		storage: rq.param("storage"), format: rq.param("format"),
 		name: rq.param("name"), comment: rq.param("description"), snap: rq.param("snapname"),
+		pool: rq.param("pool"),
 	}
 	if job.dst < 100 {
 		return nil, paramError("newid", "invalid format - value does not look like a valid VM ID\n")
@@ -107,6 +109,9 @@ func (c *Cluster) checkClone(rq *request, job *cloneJob) error {
 
 func (c *Cluster) checkCloneTarget(rq *request, job *cloneJob) error {
 	job.target = nil
+	if job.pool != "" && !c.pools.exists(job.pool) {
+		return dief("pool '%s' does not exist", job.pool)
+	}
 	if name := rq.param("target"); name != "" && name != job.node.Name && name != "localhost" {
 		if job.target = c.byName[name]; job.target == nil {
 			return dief("no such cluster node '%s'", name)
@@ -187,8 +192,8 @@ func (c *Cluster) planClone(job *cloneJob) error {
 				next[key] = v
 				continue
 			}
-			if vol, err := parseVolume(d.File); !job.full && !d.CloudInit() && (err != nil || !vol.isBase) {
-				return dief("Linked clone feature is not supported for '%s' (%s)", d.File, key)
+			if err := c.cloneable(job, d); err != nil {
+				return err
 			}
 			job.drives = append(job.drives, d)
 		default:
@@ -210,6 +215,31 @@ func (c *Cluster) planClone(job *cloneJob) error {
 		next[Description] = strings.TrimRight(job.comment, "\n")
 	}
 	return nil
+}
+
+// copied says whether a drive is copied rather than linked.
+func (job *cloneJob) copied(d vmconf.Drive) bool {
+	return job.full || d.CloudInit() || d.Key == "tpmstate0"
+}
+
+// cloneable refuses drives that their storage cannot clone that way.
+func (c *Cluster) cloneable(job *cloneJob, d vmconf.Drive) error {
+	if d.Key == "tpmstate0" && job.full && job.snap == "" && c.machines.on(job.node.Name, job.src) != nil {
+		return dief("cannot clone TPM state while VM is running")
+	}
+	how, feature := "Linked", "clone"
+	if job.copied(d) {
+		how, feature = "Full", "copy"
+	}
+	// The cloud-init drive is made anew and not copied from a snapshot.
+	if c.pool.hasFeature(feature, d.File, job.snap != "" && !d.CloudInit()) {
+		return nil
+	}
+	of := ""
+	if job.snap != "" {
+		of = " a snapshot of"
+	}
+	return dief("%s clone feature is not supported for%s '%s' (%s)", how, of, d.File, d.Key)
 }
 
 func joinProps(m map[string]string) string {
@@ -286,22 +316,51 @@ func (c *Cluster) cloneDisk(ctx context.Context, job *cloneJob, d vmconf.Drive, 
 	}
 	if d.CloudInit() {
 		t.logf("create full clone of drive %s (%s)", d.Key, d.File)
-		name := fmt.Sprintf("vm-%d-cloudinit.qcow2", job.dst)
-		return c.allocate(ctx, job.node, storage, job.dst, name, "qcow2", cloudInitSize, t)
+		s, err := c.pool.get(storage)
+		if err != nil {
+			return "", err
+		}
+		format := "qcow2"
+		if s.block() {
+			format = "raw"
+		}
+		return c.allocate(ctx, job.node, storage, job.dst, s.volumeName(job.dst, "cloudinit", format), format, cloudInitSize, t)
 	}
 	src, err := c.pool.exists(job.node.Name, d.File)
 	if err != nil {
 		return "", err
 	}
-	if job.full {
+	if job.copied(d) {
 		t.logf("create full clone of drive %s (%s)", d.Key, d.File)
-		format := job.format
-		if format == "" {
-			format = strings.TrimPrefix(src[strings.LastIndexByte(src, '.'):], ".")
+		format, err := c.cloneFormat(storage, d.File, job.format, t)
+		if err != nil {
+			return "", err
 		}
 		return c.copyVolume(ctx, job.node, src, storage, job.dst, "", format, t)
 	}
 	return c.linkVolume(ctx, job, d, src, t)
+}
+
+// cloneFormat is the format asked for, else the source's, as far as the
+// storage has it.
+func (c *Cluster) cloneFormat(storage, src, asked string, t *Task) (string, error) {
+	s, err := c.pool.get(storage)
+	if err != nil {
+		return "", err
+	}
+	v, err := parseVolume(src)
+	if err != nil {
+		return "", err
+	}
+	format := asked
+	def(&format, v.format)
+	if !s.block() {
+		return s.chooseFormat(format)
+	}
+	if asked != "" && asked != "raw" {
+		t.logf("format '%s' is not supported by the target storage '%s' - using 'raw' instead", asked, storage)
+	}
+	return "raw", nil
 }
 
 func (c *Cluster) linkVolume(ctx context.Context, job *cloneJob, d vmconf.Drive, src string, t *Task) (string, error) {
@@ -310,18 +369,28 @@ func (c *Cluster) linkVolume(ctx context.Context, job *cloneJob, d vmconf.Drive,
 	if err != nil {
 		return "", err
 	}
-	_, path, done, err := c.place(job.node, base.storage, job.dst, "", "qcow2")
+	volid, path, done, err := c.place(job.node, base.storage, job.dst, "", "qcow2")
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	if err := c.makeImage(path, base.storage, 0, func() error { return c.disks.Linked(ctx, src, path) }); err != nil {
+	s, err := c.pool.get(base.storage)
+	if err != nil {
 		return "", err
 	}
-	v := volume{
-		storage: base.storage, kind: "images", owner: job.dst, name: path[strings.LastIndexByte(path, '/')+1:],
-		base: fmt.Sprintf("%d/%s", base.owner, base.name),
+	// A thin volume does not know what it came from.
+	make := c.disks.Linked
+	if s.Type == TypeLVMThin {
+		make = func(ctx context.Context, src, dst string) error { return c.disks.Clone(ctx, src, dst, fileFormat(dst)) }
 	}
+	if err := c.makeImage(path, volid, 0, func() error { return make(ctx, src, path) }); err != nil {
+		return "", err
+	}
+	v, err := parseVolume(volid)
+	if err != nil || s.Type == TypeLVMThin {
+		return volid, err
+	}
+	v.base = base.asBase()
 	t.logf("clone %s: images, %s, %d to %s (base=../%s)", v.base, v.name, job.dst, v.name, v.base)
 	return v.String(), nil
 }
@@ -334,8 +403,13 @@ func (c *Cluster) finishClone(job *cloneJob, t *Task) error {
 	if err := c.saveConf(job.node, job.dst, job.next); err != nil {
 		return err
 	}
-	if job.target == nil {
+	if job.target != nil {
+		if err := c.tree.moveConf(job.dst, job.node.Name, job.target.Name, nil); err != nil {
+			return err
+		}
+	}
+	if job.pool == "" {
 		return nil
 	}
-	return c.tree.moveConf(job.dst, job.node.Name, job.target.Name, nil)
+	return c.pools.addVM(job.dst, job.pool)
 }

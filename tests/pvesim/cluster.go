@@ -44,6 +44,7 @@ type Cluster struct {
 	guest    *guestimage.Image // what real VMs boot; nil without
 	why      string
 	pool     *storagePool
+	pools    *pools
 	machines *machines
 	ha       *haState
 	ring     *ring
@@ -72,6 +73,7 @@ func New(cfg Config) (*Cluster, error) {
 		machines: newMachines(), ha: &haState{}, ring: newRing(), broken: &schemaLog{},
 	}
 	c.control = &control{c: c}
+	c.pools = newPools(c)
 	c.routes = c.routeTable()
 	own := map[string]string{}
 	for i := range cfg.Nodes {
@@ -197,7 +199,7 @@ func (c *Cluster) makeDirs(ctx context.Context) error {
 	if err := c.tree.create(); err != nil {
 		return err
 	}
-	if err := c.pool.create(); err != nil {
+	if err := errors.Join(c.pool.create(), c.pools.change(func() error { return nil })); err != nil {
 		return err
 	}
 	for _, n := range c.nodes {

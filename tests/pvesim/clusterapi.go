@@ -93,7 +93,7 @@ func (c *Cluster) clusterTasks(_ context.Context, rq *request) (any, error) {
 }
 
 func (s Storage) config() map[string]any {
-	out := map[string]any{"storage": s.Name, "type": "dir", "shared": bit(s.Shared), "content": joined(s.Content)}
+	out := map[string]any{"storage": s.Name, "type": s.Type, "shared": bit(s.Shared), "content": joined(s.Content)}
 	if len(s.Nodes) > 0 {
 		out["nodes"] = joined(s.Nodes)
 	}
@@ -101,6 +101,12 @@ func (s Storage) config() map[string]any {
 		out["disable"] = 1
 	}
 	return out
+}
+
+func (s Storage) addPath(e map[string]any, node string) {
+	if !s.block() {
+		e["path"] = s.dirs[node]
+	}
 }
 
 func joined(list []string) string {
@@ -119,7 +125,7 @@ func (c *Cluster) storageConfig(_ context.Context, rq *request) (any, error) {
 	for _, s := range c.pool.all() {
 		if rq.who.checkAny("/storage/"+s.Name, "Datastore.Audit", "Datastore.AllocateSpace") == nil {
 			e := s.config()
-			e["path"] = s.dirs[rq.node.Name]
+			s.addPath(e, rq.node.Name)
 			out = append(out, e)
 		}
 	}
@@ -132,6 +138,6 @@ func (c *Cluster) storageConfigOne(_ context.Context, rq *request) (any, error) 
 		return nil, err
 	}
 	e := s.config()
-	e["path"] = s.dirs[rq.node.Name]
+	s.addPath(e, rq.node.Name)
 	return e, nil
 }

@@ -36,8 +36,10 @@ func (c *Cluster) running(n *Node, vmid int) (*machine, error) {
 	return c.machines.on(n.Name, vmid), nil
 }
 
-// saveConf writes a config back.
+// saveConf writes a config back. A volume that is in use, or will be, is no
+// longer an unused one.
 func (c *Cluster) saveConf(n *Node, vmid int, conf *vmconf.Conf) error {
+	dropUsed(conf.Main, conf.Pending)
 	return c.tree.writeConf(n.Name, vmid, conf.Bytes())
 }
 

@@ -55,7 +55,7 @@ type Config struct {
 	TLS       bool          // agents' gRPC with certificates instead of plain text
 
 	Version    string // "7.4", "8.4" or "9.1"; default: of SchemaFile, else 9.1
-	SchemaFile string // api/<version>.json of PVE's call schema; default $PVE_API_SCHEMA, "none" = unchecked
+	SchemaFile string // api/<version>.json of PVE's call schema, or of another beside it; default $PVE_API_SCHEMA, "none" = unchecked
 
 	TaskDelay     time.Duration            // between a task's start and its work
 	TaskDelays    map[string]time.Duration // by task type ("qmclone"), instead of TaskDelay
@@ -153,17 +153,16 @@ func (c Config) withDefaults() (Config, error) {
 
 // chooseSchema settles schema and version: each may stand for the other.
 func (c *Config) chooseSchema() {
-	if env := os.Getenv("PVE_API_SCHEMA"); c.SchemaFile == "" && env != "" {
-		c.SchemaFile = env
-		if c.Version != "" {
-			c.SchemaFile = filepath.Join(filepath.Dir(env), c.Version+".json")
-			if _, err := os.Stat(c.SchemaFile); err != nil {
-				c.SchemaFile = ""
-			}
-		}
-	}
+	def(&c.SchemaFile, os.Getenv("PVE_API_SCHEMA"))
 	if c.SchemaFile == "none" {
 		c.SchemaFile = ""
+	}
+	// Another version than the file's means the file beside it.
+	if m := schemaName.FindStringSubmatch(filepath.Base(c.SchemaFile)); m != nil && c.Version != "" && c.Version != m[1] {
+		c.SchemaFile = filepath.Join(filepath.Dir(c.SchemaFile), c.Version+".json")
+		if _, err := os.Stat(c.SchemaFile); err != nil {
+			c.SchemaFile = ""
+		}
 	}
 	if m := schemaName.FindStringSubmatch(filepath.Base(c.SchemaFile)); m != nil {
 		def(&c.Version, m[1])

@@ -30,7 +30,7 @@ func (p *storagePool) volumes(ctx context.Context, node, storage string) ([]foun
 	owners, _ := os.ReadDir(filepath.Join(dir, "images")) // absent is empty
 	for _, o := range owners {
 		if ownerDir.MatchString(o.Name()) {
-			out = append(out, p.images(ctx, dir, storage, o.Name())...)
+			out = append(out, p.images(ctx, dir, s, o.Name())...)
 		}
 	}
 	for kind, sub := range map[string]string{
@@ -43,7 +43,7 @@ func (p *storagePool) volumes(ctx context.Context, node, storage string) ([]foun
 	return out, nil
 }
 
-func (p *storagePool) images(ctx context.Context, dir, storage, owner string) []found {
+func (p *storagePool) images(ctx context.Context, dir string, s Storage, owner string) []found {
 	var out []found
 	entries, _ := os.ReadDir(filepath.Join(dir, "images", owner)) // absent is empty
 	for _, e := range entries {
@@ -55,10 +55,16 @@ func (p *storagePool) images(ctx context.Context, dir, storage, owner string) []
 		if err != nil {
 			continue // removed meanwhile
 		}
-		v := volume{storage: storage, kind: "images", name: e.Name(), owner: atoi(owner), format: format}
+		v := volume{storage: s.Name, kind: "images", name: e.Name(), owner: atoi(owner), format: format}
+		if s.block() {
+			v.name, v.format, v.block = strings.TrimSuffix(v.name, ".qcow2"), "raw", true
+		}
 		v.isBase = strings.HasPrefix(v.name, "base-")
 		if info.Backing != "" {
 			v.base = filepath.Base(filepath.Dir(info.Backing)) + "/" + filepath.Base(info.Backing)
+			if s.block() {
+				v.base = strings.TrimSuffix(filepath.Base(info.Backing), ".qcow2")
+			}
 		}
 		f := found{vol: v, info: info}
 		if fi, err := e.Info(); err == nil {
@@ -94,6 +100,9 @@ func (f found) json() map[string]any {
 		out["vmid"], out["used"], out["parent"] = f.vol.owner, f.info.Actual, nil
 		if f.vol.base != "" {
 			out["parent"] = "../" + f.vol.base
+			if f.vol.block {
+				out["parent"] = f.vol.base
+			}
 		}
 	}
 	return out

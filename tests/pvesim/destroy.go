@@ -2,6 +2,7 @@ package pvesim
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -84,7 +85,7 @@ func (c *Cluster) destroyVM(ctx context.Context, n *Node, vmid int, conf *vmconf
 			t.logf("NOTE: removed VM %d from HA resource configuration.", vmid)
 		}
 	}
-	return c.tree.removeConf(n.Name, vmid)
+	return errors.Join(c.pools.removeVM(vmid), c.tree.removeConf(n.Name, vmid))
 }
 
 // ownVolumes are the volumes that the config names and the VM owns, also in
@@ -178,6 +179,9 @@ func (c *Cluster) resizeDisk(ctx context.Context, rq *request) error {
 	if err != nil || size == info.Virtual {
 		return err
 	}
+	if s, err := c.pool.get(d.Storage()); err == nil {
+		size = s.roundSize(size)
+	}
 	if err := c.growImage(ctx, n, vmid, d, path, size, info.Virtual); err != nil {
 		return err
 	}
@@ -207,7 +211,7 @@ func newSize(text string, now int64) (int64, error) {
 
 // growImage grows the file, or has QEMU do it, which holds it open.
 func (c *Cluster) growImage(ctx context.Context, n *Node, vmid int, d vmconf.Drive, path string, size, now int64) error {
-	if err := c.pool.room(d.Storage(), path, size-now); err != nil {
+	if err := c.pool.room(d.File, path, size-now); err != nil {
 		return err
 	}
 	m := c.machines.on(n.Name, vmid)

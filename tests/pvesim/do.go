@@ -59,6 +59,10 @@ func verbs() map[string]verb {
 //	kill <vm>                     end its process as a crash does
 //	start <vm>                    start it behind PVE's back
 //	deaf <vm> on|off              ignore shutdowns
+//	lock <vm> <lock>|none         set the "lock" of its config (backup, ...), or remove it
+//	guest-agent <vm> on|off       let a stand-in's guest agent be silent, or answer
+//	balloon-driver <vm> on|off    take the balloon driver from a stand-in's guest
+//	keep-cpus <vm> on|off         let a stand-in's guest keep CPUs that it is asked for
 //	ha <vm> started|stopped|ignored|none
 //	vms                           number, node, name, uuid, lock, power of all
 //	nodes                         address, power and what each node sees
@@ -68,7 +72,8 @@ func verbs() map[string]verb {
 //	fail <method> <path> <status> [x<n>] [message]
 //	fail-after ...                as fail, after the request was carried out
 //	fail-task <type> <vm>|any <exit status>
-//	clear-faults                  forget fail, fail-after and fail-task
+//	disk-full <n> [<storage>]     let the n-th volume from now on find no room; 1 is the next
+//	clear-faults                  forget fail, fail-after, fail-task and disk-full
 //	help
 func (c *Cluster) Do(ctx context.Context, line string) (string, error) {
 	if err := errors.Join(ctx.Err(), c.ctx.Err()); err != nil {
@@ -249,7 +254,18 @@ func faultVerbs() map[string]verb {
 			c.FailTask(taskType(args[0]), vmid, strings.Join(args[2:], " "))
 			return "", nil
 		}},
-		"clear-faults": {"", "forget fail, fail-after and fail-task", func(c *Cluster, args []string) (string, error) {
+		"disk-full": {"<n> [<storage>]", "let the n-th volume from now on find no room", func(c *Cluster, args []string) (string, error) {
+			if len(args) < 1 || len(args) > 2 {
+				return "", errUsage
+			}
+			n, err := strconv.Atoi(args[0])
+			if err != nil || n < 1 {
+				return "", errUsage
+			}
+			c.FailAllocation(strings.Join(args[1:], ""), n)
+			return "", nil
+		}},
+		"clear-faults": {"", "forget fail, fail-after, fail-task and disk-full", func(c *Cluster, args []string) (string, error) {
 			if len(args) > 0 {
 				return "", errUsage
 			}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pve-rigaud/pve-rigaud/qmp/qmptest"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/vmconf"
 )
 
@@ -57,8 +58,17 @@ func vmVerbs() map[string]verb {
 			c.SetDeaf(vmid, args[0] == "on")
 			return nil
 		}),
-		"ha":  onVM("started|stopped|ignored|none", "put it under HA's care, or take it away", 1, 1, (*Cluster).doHA),
-		"vms": {"", "number, node, name, uuid, lock, power of all", (*Cluster).doVMs},
+		"lock": onVM("<lock>|none", "lock its config as a task of PVE does", 1, 1, func(c *Cluster, vmid int, args []string) error {
+			if args[0] == "none" {
+				args[0] = ""
+			}
+			return c.SetLock(vmid, args[0])
+		}),
+		"guest-agent":    guestVerb("let its guest agent be silent, or answer", func(q *qmptest.QEMU, on bool) { q.SetAgentSilent(!on) }),
+		"balloon-driver": guestVerb("take the guest's balloon driver away, or give it back", (*qmptest.QEMU).SetBalloonDriver),
+		"keep-cpus":      guestVerb("let the guest keep CPUs that it is asked for", (*qmptest.QEMU).SetKeepCPUs),
+		"ha":             onVM("started|stopped|ignored|none", "put it under HA's care, or take it away", 1, 1, (*Cluster).doHA),
+		"vms":            {"", "number, node, name, uuid, lock, power of all", (*Cluster).doVMs},
 		"migrate-gap": {"<d>", "the time for migrations by the API and HA", func(c *Cluster, args []string) (string, error) {
 			if len(args) != 1 {
 				return "", errUsage
@@ -71,6 +81,22 @@ func vmVerbs() map[string]verb {
 			return "", nil
 		}},
 	}
+}
+
+// guestVerb makes a verb that changes how the guest of a stand-in behaves, as
+// long as it runs.
+func guestVerb(doc string, set func(q *qmptest.QEMU, on bool)) verb {
+	return onVM("on|off", doc, 1, 1, func(c *Cluster, vmid int, args []string) error {
+		if args[0] != "on" && args[0] != "off" {
+			return errUsage
+		}
+		q, ok := c.QEMU(vmid)
+		if !ok {
+			return fmt.Errorf("pvesim: VM %d is no stand-in that runs", vmid)
+		}
+		set(q, args[0] == "on")
+		return nil
+	})
 }
 
 // pairs reads key=value words. Values have no spaces.

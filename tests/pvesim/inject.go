@@ -11,8 +11,9 @@ import (
 
 // faults are answers that somebody asked the API to give.
 type faults struct {
-	mu   sync.Mutex // guards list
-	list []*fault
+	mu    sync.Mutex // guards list and disks
+	list  []*fault
+	disks []*diskFault
 
 	hooks requestHooks
 }
@@ -64,10 +65,10 @@ func (c *Cluster) addFault(f *fault) {
 	c.faults.list = append(c.faults.list, f)
 }
 
-// ClearFaults forgets what Fail, FailAfter and FailTask asked for and did not get yet.
+// ClearFaults forgets what Fail, FailAfter, FailTask and FailAllocation asked for and did not get yet.
 func (c *Cluster) ClearFaults() {
 	c.faults.mu.Lock()
-	c.faults.list = nil
+	c.faults.list, c.faults.disks = nil, nil
 	c.faults.mu.Unlock()
 	c.workers.mu.Lock()
 	defer c.workers.mu.Unlock()
@@ -87,6 +88,36 @@ func (f *faults) take(r *http.Request, before bool) *fault {
 		return x
 	}
 	return nil
+}
+
+// diskFault is a volume that will find no room.
+type diskFault struct {
+	storage string // "" for all
+	left    int    // volumes until then, it included
+}
+
+// FailAllocation lets the n-th volume that is made from now on on a storage
+// ("" for any) find no room, 1 being the next; those before and after it do.
+// Copies and linked clones count too.
+func (c *Cluster) FailAllocation(storage string, n int) {
+	c.faults.mu.Lock()
+	defer c.faults.mu.Unlock()
+	c.faults.disks = append(c.faults.disks, &diskFault{storage, n})
+}
+
+// takeAllocation counts a volume, and says whether it is the one to fail.
+func (f *faults) takeAllocation(volid string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	failed := false
+	f.disks = slices.DeleteFunc(f.disks, func(d *diskFault) bool {
+		if d.storage == "" || strings.HasPrefix(volid, d.storage+":") {
+			d.left--
+		}
+		failed = failed || d.left == 0
+		return d.left == 0
+	})
+	return failed
 }
 
 // injectedError ends a task with exactly this exit status.

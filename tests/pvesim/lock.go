@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,37 @@ func (c *Cluster) withLock(ctx context.Context, n *Node, vmid int, wait time.Dur
 		return err
 	}
 	return fn()
+}
+
+// HoldLock takes the lock file of a VM, as a long task of PVE or an agent
+// does, until release is called (again: does nothing).
+func (c *Cluster) HoldLock(vmid int) (release func(), err error) {
+	node, ok := c.tree.owner(vmid)
+	if !ok {
+		return nil, errNoVM(vmid)
+	}
+	held, done, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	failed := make(chan error, 1)
+	c.wg.Go(func() {
+		defer close(over)
+		failed <- c.withLock(c.ctx, c.byName[node], vmid, c.cfg.LockTimeout, false, nil, func() error {
+			close(held)
+			select {
+			case <-done:
+			case <-c.ctx.Done():
+			}
+			return nil
+		})
+	})
+	select {
+	case <-held:
+		return sync.OnceFunc(func() {
+			close(done)
+			<-over
+		}), nil
+	case err := <-failed:
+		return nil, err
+	}
 }
 
 // flock polls for the lock: a blocking flock could not be given up.

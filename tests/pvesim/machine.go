@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -276,20 +277,9 @@ func (c *Cluster) spec(n *Node, vmid int, conf vmconf.Section) (kvm.Spec, error)
 		if d.Key == "efidisk0" || d.Key == "tpmstate0" {
 			continue // firmware's, not a disk of the guest
 		}
-		disk := kvm.Disk{Key: d.Key, CDROM: d.CDROM()}
-		if d.File != "none" && d.File != "cdrom" {
-			path, err := c.pool.exists(n.Name, d.File)
-			if err != nil {
-				return s, err
-			}
-			v, err := parseVolume(d.File)
-			if err != nil {
-				return s, err
-			}
-			disk.Path, disk.Format = path, v.format
-			if v.format != "qcow2" {
-				disk.Format = "raw"
-			}
+		disk, err := c.disk(n, d)
+		if err != nil {
+			return s, err
 		}
 		s.Disks = append(s.Disks, disk)
 	}
@@ -300,6 +290,36 @@ func (c *Cluster) spec(n *Node, vmid int, conf vmconf.Section) (kvm.Spec, error)
 		}
 	}
 	return s, nil
+}
+
+// disk says what a machine needs to know of a drive.
+func (c *Cluster) disk(n *Node, d vmconf.Drive) (kvm.Disk, error) {
+	disk := kvm.Disk{Key: d.Key, CDROM: d.CDROM()}
+	if serial, err := url.PathUnescape(d.Opts["serial"]); err == nil {
+		disk.Serial = serial
+	}
+	if d.File == "none" || d.File == "cdrom" {
+		return disk, nil
+	}
+	path, err := c.pool.exists(n.Name, d.File)
+	if err != nil {
+		return disk, err
+	}
+	disk.Path, disk.Format = path, fileFormat(path)
+	if disk.Format != "qcow2" {
+		disk.Format = "raw"
+	}
+	return disk, nil
+}
+
+// resizeFake tells a stand-in how much memory it has now.
+func (c *Cluster) resizeFake(m *machine, mib int) error {
+	p, ok := m.proc.(*kvm.FakeProcess)
+	if !ok {
+		return fmt.Errorf("VM %d is no stand-in", m.vmid)
+	}
+	p.QEMU().SetMemory(mib)
+	return nil
 }
 
 // guestIP is the address a fake guest says it has.

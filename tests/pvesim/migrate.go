@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -187,7 +188,7 @@ func (c *Cluster) findLocal(m *migration) error {
 			continue
 		}
 		if v.base != "" {
-			return dief("Problem found while scanning volumes - can't migrate '%s' as it's a clone of '%s'", volid, v.base[strings.IndexByte(v.base, '/')+1:])
+			return dief("Problem found while scanning volumes - can't migrate '%s' as it's a clone of '%s'", volid, path.Base(v.base))
 		}
 		if m.machine != nil && !m.localDisks && !strings.Contains(v.name, "cloudinit") {
 			return dief("Problem found while scanning volumes - can't migrate VM - check log")

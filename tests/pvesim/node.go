@@ -48,6 +48,9 @@ func (n *Node) API() string { return "https://" + n.proxy.addr }
 // Daemon is the base URL of its plain API, pvedaemon's.
 func (n *Node) Daemon() string { return "http://" + n.daemon.addr }
 
+// maxMiB is what a VM's memory can grow to.
+func (n *Node) maxMiB() int { return 524288 }
+
 func newNode(c *Cluster, i int, name string) *Node {
 	dir := filepath.Join(c.cfg.Dir, name)
 	n := &Node{

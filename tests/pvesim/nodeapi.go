@@ -95,7 +95,7 @@ func (c *Cluster) network(_ context.Context, rq *request) (any, error) {
 
 func (s Storage) json() map[string]any {
 	return map[string]any{
-		"type": "dir", "total": s.Total, "used": s.Total - s.Free, "avail": s.Free, "active": bit(!s.Disabled),
+		"type": s.Type, "total": s.Total, "used": s.Total - s.Free, "avail": s.Free, "active": bit(!s.Disabled),
 		"enabled": bit(!s.Disabled), "shared": bit(s.Shared), "content": strings.Join(s.Content, ","),
 	}
 }

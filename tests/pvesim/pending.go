@@ -2,8 +2,10 @@ package pvesim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/vmconf"
@@ -17,7 +19,7 @@ func (c *Cluster) applyPending(ctx context.Context, n *Node, vmid int, conf *vmc
 	}
 	for key, force := range conf.PendingDelete() {
 		if vmconf.IsDrive(key) {
-			c.detach(n, conf, key, force)
+			c.detach(n, vmid, conf, key, force)
 		}
 		delete(conf.Main, key)
 	}
@@ -29,14 +31,13 @@ func (c *Cluster) applyPending(ctx context.Context, n *Node, vmid int, conf *vmc
 		v := conf.Pending[key]
 		if vmconf.IsDrive(key) {
 			if old, ok := conf.Main[key]; ok && vmconf.ParseDrive(key, old).File != vmconf.ParseDrive(key, v).File {
-				c.detach(n, conf, key, false)
+				c.detach(n, vmid, conf, key, false)
 			}
 			newCloudInit = newCloudInit || vmconf.ParseDrive(key, v).CloudInit()
 		}
 		conf.Main[key] = v
 	}
 	conf.Pending = vmconf.Section{}
-	dropUsed(conf.Main)
 	if err := c.saveConf(n, vmid, conf); err != nil {
 		return err
 	}
@@ -48,8 +49,9 @@ func (c *Cluster) applyPending(ctx context.Context, n *Node, vmid int, conf *vmc
 	return nil
 }
 
-// detach turns a drive into an unused volume, or frees it.
-func (c *Cluster) detach(n *Node, conf *vmconf.Conf, key string, force bool) {
+// detach takes a drive out of the config; its volume becomes an unused one, or
+// is freed.
+func (c *Cluster) detach(n *Node, vmid int, conf *vmconf.Conf, key string, force bool) {
 	v, ok := conf.Main[key]
 	if !ok {
 		return
@@ -60,11 +62,35 @@ func (c *Cluster) detach(n *Node, conf *vmconf.Conf, key string, force bool) {
 	if err != nil || vol.kind != "images" {
 		return
 	}
-	if force || d.CloudInit() {
+	if force && !d.CDROM() && vol.owner == vmid && !usedElsewhere(conf, d.File) {
 		if err := c.pool.free(n.Name, d.File); err != nil {
 			c.log.Warn("free detached volume", "volume", d.File, "err", err)
 		}
 		return
+	}
+	c.registerUnused(n, vmid, conf, d)
+}
+
+// registerUnused notes the volume of a drive that is no more: the VM's own
+// under "unused", a cloud-init drive's is freed.
+func (c *Cluster) registerUnused(n *Node, vmid int, conf *vmconf.Conf, d vmconf.Drive) {
+	vol, err := parseVolume(d.File)
+	switch {
+	case err != nil || vol.kind != "images":
+		return
+	case d.CloudInit():
+		if err := c.pool.free(n.Name, d.File); err != nil {
+			c.log.Warn("free cloud-init volume", "volume", d.File, "err", err)
+		}
+		delete(conf.Special, "cloudinit")
+		return
+	case d.CDROM() || vol.owner != vmid:
+		return
+	}
+	for key, v := range conf.Main {
+		if isUnused(key) && v == d.File {
+			return
+		}
 	}
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("unused%d", i)
@@ -76,9 +102,9 @@ func (c *Cluster) detach(n *Node, conf *vmconf.Conf, key string, force bool) {
 }
 
 // dropUsed removes "unused" entries of volumes that are in use again.
-func dropUsed(s vmconf.Section) {
+func dropUsed(s, pending vmconf.Section) {
 	used := map[string]bool{}
-	for _, d := range s.Drives() {
+	for _, d := range append(s.Drives(), pending.Drives()...) {
 		used[d.File] = true
 	}
 	for key, v := range s {
@@ -93,86 +119,61 @@ var fastPlug = regexp.MustCompile(`^(description|hookscript|lock|migrate_downtim
 	`shares|startup|tags|vmstatestorage|cicustom|cipassword|citype|ciuser|ciupgrade|nameserver|searchdomain|sshkeys|ipconfig\d+)$`)
 
 // hotplug applies to a running VM what can be applied; the rest stays pending
-// until it is stopped.
+// until it is stopped. What goes wrong with an option is in errs.
 func (c *Cluster) hotplug(ctx context.Context, m *machine, conf *vmconf.Conf, ch *change, errs map[string]string) error {
-	chosen := map[string]bool{}
-	for key := range ch.set {
-		chosen[key] = true
-	}
-	for _, key := range ch.del {
-		chosen[key] = true
-	}
-	gone := conf.PendingDelete()
-	for _, key := range sortedKeys(gone) {
-		if !fastPlug.MatchString(key) && !chosen[key] {
-			continue
-		}
-		if done, err := c.plug(ctx, m, conf, key, "", gone[key]); err != nil {
-			errs[key] = "hotplug problem - " + err.Error() + "\n"
-		} else if done {
-			delete(conf.Main, key)
-			delete(gone, key)
-		}
-	}
-	conf.SetPendingDelete(gone)
 	for _, key := range sortedKeys(conf.Pending) {
-		if key == "delete" || (!fastPlug.MatchString(key) && !chosen[key]) {
+		if fastPlug.MatchString(key) {
+			settle(conf, key)
+		}
+	}
+	if err := c.saveConf(m.node, m.vmid, conf); err != nil {
+		return err
+	}
+	chosen := map[string]bool{}
+	for _, key := range slices.Concat(sortedKeys(ch.set), ch.del, ch.also) {
+		chosen[key] = true
+	}
+	p := &plugging{c: c, m: m, conf: conf, features: conf.Main.Hotplug()}
+	note := func(key string, err error) {
+		if !errors.Is(err, errSkip) {
+			errs[key] = "hotplug problem - " + err.Error() + "\n"
+		}
+	}
+	for _, key := range sortedKeys(conf.PendingDelete()) {
+		if !chosen[key] {
 			continue
 		}
-		if done, err := c.plug(ctx, m, conf, key, conf.Pending[key], false); err != nil {
-			errs[key] = "hotplug problem - " + err.Error() + "\n"
-		} else if done {
-			recordCloudInit(conf, key, conf.Pending[key])
-			conf.Main[key] = conf.Pending[key]
-			delete(conf.Pending, key)
+		if err := p.unplug(ctx, key, conf.PendingDelete()[key]); err != nil {
+			note(key, err)
+			continue
 		}
+		recordCloudInit(conf, key, "")
+		delete(conf.Main, key)
+		gone := conf.PendingDelete()
+		delete(gone, key)
+		conf.SetPendingDelete(gone)
 	}
-	dropUsed(conf.Main)
-	return c.saveConf(m.node, m.vmid, conf)
+	for _, key := range p.inOrder(chosen) {
+		if err := p.plug(ctx, key, conf.Pending[key]); err != nil {
+			note(key, err)
+			continue
+		}
+		settle(conf, key)
+	}
+	if err := c.saveConf(m.node, m.vmid, conf); err != nil {
+		return err
+	}
+	if p.features["cloudinit"] && len(conf.Special["cloudinit"]) > 0 {
+		return c.generateCloudInit(ctx, m.node, m.vmid, conf, nil)
+	}
+	return nil
 }
 
-// plug applies one value ("" = removed) to a running VM. It says false when
-// that has to wait for the next start.
-func (c *Cluster) plug(ctx context.Context, m *machine, conf *vmconf.Conf, key, v string, force bool) (bool, error) {
-	features := conf.Main.Hotplug()
-	switch {
-	case fastPlug.MatchString(key), key == "cpuunits", key == "cpulimit", key == "agent":
-		return true, nil
-	case key == "hotplug":
-		risky := strings.Contains(v+conf.Main["hotplug"], "memory") || strings.Contains(v+conf.Main["hotplug"], "cpu")
-		return !risky, nil
-	case key == "tablet":
-		return features["usb"], nil
-	case key == "vcpus":
-		if !features["cpu"] {
-			return false, nil
-		}
-		return true, c.plugCPUs(ctx, m, conf.Main, v)
-	case key == "memory":
-		return features["memory"] && v != "", nil
-	case key == "balloon":
-		return c.plugBalloon(ctx, m, conf.Main, v)
-	case vmconf.IsNIC(key):
-		return features["network"], nil
-	case vmconf.IsDrive(key):
-		return c.plugDrive(m.node, conf, key, v, force), nil
-	}
-	return false, nil
-}
-
-func (c *Cluster) plugDrive(n *Node, conf *vmconf.Conf, key, v string, force bool) bool {
-	old, had := conf.Main[key]
-	if v != "" && had && vmconf.ParseDrive(key, old).File == vmconf.ParseDrive(key, v).File {
-		return true
-	}
-	pluggable := strings.HasPrefix(key, "scsi") || strings.HasPrefix(key, "virtio")
-	if !pluggable || !conf.Main.Hotplug()["disk"] {
-		return had && v != "" && vmconf.ParseDrive(key, v).CDROM()
-	}
-	if had {
-		c.detach(n, conf, key, force)
-	}
-	return true
+// settle makes a pending value current.
+func settle(conf *vmconf.Conf, key string) {
+	recordCloudInit(conf, key, conf.Pending[key])
+	conf.Main[key] = conf.Pending[key]
+	delete(conf.Pending, key)
 }
 
 // recordCloudInit keeps the value that the cloud-init drive still has.
@@ -190,6 +191,10 @@ func recordCloudInit(conf *vmconf.Conf, key, v string) {
 		conf.Special["cloudinit"] = section
 	}
 	old, had := conf.Main[key]
+	if _, recorded := section[key]; v == "" && had && !recorded {
+		section[key] = old
+		return
+	}
 	if !had {
 		added := append(vmconf.SplitList(section["added"]), key)
 		section["added"] = strings.Join(added, ",")

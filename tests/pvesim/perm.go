@@ -64,6 +64,21 @@ type principal struct {
 	user  string // "virtrigaud@pve"
 	token string // "agent", "" for a ticket
 	acl   ACL
+	pools *pools // of the cluster, whose privileges count for its VMs; nil for none
+}
+
+// has says whether a privilege is there on a path: a VM in a pool has what its
+// pool has.
+func (p principal) has(path, priv string) bool {
+	if p.acl.has(path, priv) {
+		return true
+	}
+	vm, ok := strings.CutPrefix(path, "/vms/")
+	if !ok || p.pools == nil {
+		return false
+	}
+	pool := p.pools.poolOf(atoi(vm))
+	return pool != "" && p.acl.has("/pool/"+pool, priv)
 }
 
 // authID is the user as it stands in a UPID: "virtrigaud@pve!agent".
@@ -83,7 +98,7 @@ func (p principal) check(path string, privs ...string) error {
 		return nil
 	}
 	for _, priv := range privs {
-		if !p.acl.has(path, priv) {
+		if !p.has(path, priv) {
 			return denied(path + ", " + priv)
 		}
 	}
@@ -96,7 +111,7 @@ func (p principal) checkAny(path string, privs ...string) error {
 		return nil
 	}
 	for _, priv := range privs {
-		if p.acl.has(path, priv) {
+		if p.has(path, priv) {
 			return nil
 		}
 	}

@@ -57,6 +57,9 @@ func refusal(c *Cluster, r *route) string {
 			rq.vars[name] = "{" + name + "}"
 		}
 	}
+	if strings.HasPrefix(r.tmpl, "/pools") {
+		rq.params.Set("poolid", "{poolid}") // in the path of some calls only
+	}
 	if err := r.perm(rq); err != nil {
 		return err.Error()
 	}

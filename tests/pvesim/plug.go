@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
 
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/kvm"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/vmconf"
 )
 
@@ -88,20 +89,80 @@ func runningCPUs(ctx context.Context, m *machine) (int, string, error) {
 	return n, kind, nil
 }
 
-// plugBalloon changes the balloon's target. PVE sends the command only when
-// "shares" is 0; otherwise pvestatd would, in its own time.
-func (c *Cluster) plugBalloon(ctx context.Context, m *machine, conf vmconf.Section, want string) (bool, error) {
-	old, had := conf["balloon"]
-	if (had && old == "0") != (want == "0") {
-		return false, nil // the device comes and goes with a restart
+// staticMiB is the part of a VM's memory that is not in DIMMs.
+const staticMiB = 1024
+
+// plugMemory plugs DIMMs into a running VM, or takes some out, one at a time:
+// the config says after each what is there. Sizes are those of PVE's ladder, so
+// that more can be plugged than asked for.
+func (p *plugging) plugMemory(ctx context.Context, want string) error {
+	now, target := p.conf.Main.MemoryMiB(), 512
+	if want != "" {
+		target = atoi(vmconf.Props(want, "current")["current"])
 	}
-	if want == "" || conf["shares"] == "0" {
-		mib := conf.MemoryMiB()
-		if n, err := strconv.Atoi(want); err == nil && n > 0 {
-			mib = n
+	switch {
+	case target == now:
+		return nil
+	case target < staticMiB:
+		return fmt.Errorf("memory can't be lower than %d MB", staticMiB)
+	case target > p.m.node.maxMiB():
+		return dief("you cannot add more memory than max mem %d MB!", p.m.node.maxMiB())
+	}
+	for _, d := range ladder(p.m, p.conf.Main, now, target) {
+		if err := p.changeDIMM(ctx, d, target > now); err != nil {
+			return err
 		}
-		_, err := m.proc.Execute(ctx, "balloon", map[string]any{"value": int64(mib) << 20})
-		return err == nil, err
+		p.conf.Main["memory"] = itoa(d.total)
+		if err := p.c.saveConf(p.m.node, p.m.vmid, p.conf); err != nil {
+			return err
+		}
 	}
-	return true, nil
+	p.conf.Pending["memory"] = p.conf.Main["memory"]
+	return nil
+}
+
+// dimm is one step of a change of memory.
+type dimm struct {
+	name  string
+	size  int // MiB
+	node  int // of NUMA
+	total int // MiB of the VM's memory when it is done
+}
+
+// ladder are the steps from one size to another. On the way down a DIMM goes
+// that was added last, as long as there is more than wanted.
+func ladder(m *machine, conf vmconf.Section, now, target int) []dimm {
+	var up []dimm
+	size, total := 512, staticMiB
+	for i := 0; total < max(now, target); i++ {
+		if i > 0 && i%32 == 0 {
+			size *= 2
+		}
+		total += size
+		up = append(up, dimm{fmt.Sprintf("dimm%d", i), size, i % 32 % conf.Int("sockets", 1), total})
+	}
+	if target > now {
+		return slices.DeleteFunc(up, func(d dimm) bool { return d.total <= now })
+	}
+	var down []dimm
+	for _, d := range slices.Backward(up) {
+		if now <= target {
+			break
+		}
+		now -= d.size
+		d.total = now
+		down = append(down, d)
+	}
+	return down
+}
+
+// changeDIMM plugs or unplugs one. A stand-in is told its new size.
+func (p *plugging) changeDIMM(ctx context.Context, d dimm, plug bool) error {
+	if !p.m.real {
+		return p.c.resizeFake(p.m, d.total)
+	}
+	if plug {
+		return kvm.PlugDIMM(ctx, p.m.proc, kvm.DIMM{Name: d.name, MiB: d.size, Node: d.node})
+	}
+	return kvm.UnplugDIMM(ctx, p.m.proc, d.name)
 }

@@ -21,6 +21,7 @@ type request struct {
 	route  *route
 	vars   map[string]string // from the path
 	params url.Values        // query and body
+	pool   string            // of a VM that is about to be made
 }
 
 func (rq *request) param(name string) string {
@@ -53,6 +54,23 @@ func (rq *request) vmid() int {
 
 func (rq *request) vmPath() string { return "/vms/" + rq.vars["vmid"] }
 
+// vmCheck wants privileges on the VM; those on the pool that a new one goes
+// into are as good.
+func (rq *request) vmCheck(privs ...string) error {
+	if rq.pool != "" && rq.who.may("/pool/"+rq.pool, privs...) {
+		return nil
+	}
+	return rq.who.check(rq.vmPath(), privs...)
+}
+
+// vmCheckAny is vmCheck for one of the privileges.
+func (rq *request) vmCheckAny(privs ...string) error {
+	if rq.pool != "" && rq.who.checkAny("/pool/"+rq.pool, privs...) == nil {
+		return nil
+	}
+	return rq.who.checkAny(rq.vmPath(), privs...)
+}
+
 // rootOnly refuses options that only root@pam may use.
 func (rq *request) rootOnly(names ...string) error {
 	for _, name := range names {
@@ -80,6 +98,7 @@ func (c *Cluster) handle(ctx context.Context, via *Node, r *http.Request) (any, 
 		c.pause(ctx, c.cfg.AuthDelay)
 		return nil, err
 	}
+	who.pools = c.pools
 	rq := &request{c: c, via: via, node: via, who: who, method: r.Method, path: path}
 	if rq.params, err = parseParams(r, body); err != nil {
 		return nil, err

@@ -72,6 +72,8 @@ func (c *Cluster) routeTable() []*route {
 	}
 	clusterRoutes(c, add)
 	nodeRoutes(c, add)
+	poolRoutes(c, add)
+	capabilityRoutes(c, add)
 	vmRoutes(c, add)
 	return out
 }

@@ -60,8 +60,9 @@ func (c *Cluster) createSnapshot(_ context.Context, rq *request) (any, error) {
 // takeSnapshot does it in PVE's three steps: the config first (locked), the
 // disks, the config again.
 func (c *Cluster) takeSnapshot(ctx context.Context, n *Node, vmid int, name, comment string, state bool, t *Task) error {
+	job := snapshotJob{n, vmid, name, comment, state, t}
 	err := c.editConf(ctx, n, vmid, t, func(conf *vmconf.Conf) error {
-		return c.prepareSnapshot(n, vmid, conf, name, comment)
+		return c.prepareSnapshot(ctx, job, conf)
 	})
 	if err != nil {
 		return err
@@ -70,7 +71,16 @@ func (c *Cluster) takeSnapshot(ctx context.Context, n *Node, vmid int, name, com
 	if err == nil {
 		err = c.snapshotDisks(ctx, n, vmid, name, t)
 	}
-	return c.finishSnapshot(ctx, n, vmid, name, state, err, t)
+	return c.finishSnapshot(ctx, n, vmid, name, err, t)
+}
+
+// snapshotJob is a snapshot that is about to be made.
+type snapshotJob struct {
+	node          *Node
+	vmid          int
+	name, comment string
+	state         bool // with what is in memory
+	t             *Task
 }
 
 // editConf changes a config under its lock.
@@ -87,7 +97,8 @@ func (c *Cluster) editConf(ctx context.Context, n *Node, vmid int, t *Task, edit
 	})
 }
 
-func (c *Cluster) prepareSnapshot(n *Node, vmid int, conf *vmconf.Conf, name, comment string) error {
+func (c *Cluster) prepareSnapshot(ctx context.Context, job snapshotJob, conf *vmconf.Conf) error {
+	name := job.name
 	if conf.Main.Bool("template", false) {
 		return dief("you can't take a snapshot if it's a template")
 	}
@@ -98,9 +109,13 @@ func (c *Cluster) prepareSnapshot(n *Node, vmid int, conf *vmconf.Conf, name, co
 		return dief("snapshot name '%s' already used", name)
 	}
 	for _, d := range conf.Main.Drives() {
-		if v, err := parseVolume(d.File); err == nil && !d.CDROM() && v.format != "qcow2" {
+		if !d.CDROM() && !c.pool.hasFeature("snapshot", d.File, false) {
 			return dief("snapshot feature is not available")
 		}
+	}
+	state, err := c.stateVolume(ctx, job, conf.Main)
+	if err != nil {
+		return err
 	}
 	snap := conf.Main.Clone()
 	for _, key := range []string{"lock", "digest", Description} {
@@ -113,15 +128,42 @@ func (c *Cluster) prepareSnapshot(n *Node, vmid int, conf *vmconf.Conf, name, co
 	}
 	snap["snapstate"] = "prepare"
 	snap["snaptime"] = fmt.Sprint(time.Now().Unix())
-	if comment != "" {
-		snap[Description] = comment
+	if job.comment != "" {
+		snap[Description] = job.comment
 	}
-	if m := c.machines.on(n.Name, vmid); m != nil {
-		snap["runningmachine"], snap["runningcpu"] = "pc-i440fx-10.0+pve1", "qemu64"
+	if state != "" {
+		snap["vmstate"] = state
+		snap["runningmachine"], snap["runningcpu"] = c.newestMachine("i440fx"), "qemu64"
 	}
 	conf.Snapshots[name] = snap
 	conf.Main["lock"] = "snapshot"
 	return nil
+}
+
+// stateVolume makes the volume for what is in the memory of a running VM: in
+// the storage that the config names, else a shared one it has a disk on, else
+// one of its others. It has room for twice the memory.
+func (c *Cluster) stateVolume(ctx context.Context, job snapshotJob, conf vmconf.Section) (string, error) {
+	if !job.state || c.machines.on(job.node.Name, job.vmid) == nil {
+		return "", nil
+	}
+	target := conf["vmstatestorage"]
+	for _, d := range conf.Drives() {
+		s, err := c.pool.get(d.Storage())
+		if err != nil || conf["vmstatestorage"] != "" {
+			continue
+		}
+		if now, err := c.pool.get(target); err != nil || s.Shared && !now.Shared || s.Shared == now.Shared && !s.block() {
+			target = s.Name
+		}
+	}
+	def(&target, StorageLocal)
+	s, err := c.pool.enabled(target, job.node.Name)
+	if err != nil {
+		return "", err
+	}
+	size := int64(2*conf.MemoryMiB()+500) << 20
+	return c.allocate(ctx, job.node, s.Name, job.vmid, s.volumeName(job.vmid, "state-"+job.name, "raw"), "raw", size, job.t)
 }
 
 func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name string, t *Task) error {
@@ -130,6 +172,9 @@ func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name str
 		return err
 	}
 	m := c.machines.on(n.Name, vmid)
+	if state := conf.Snapshots[name]["vmstate"]; state != "" {
+		t.logf("saving VM state and RAM using storage '%s'", vmconf.ParseDrive("vmstate", state).Storage())
+	}
 	for _, d := range conf.Snapshots[name].Drives() {
 		if d.CDROM() || d.Storage() == "" {
 			continue
@@ -155,7 +200,7 @@ func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name str
 }
 
 // finishSnapshot commits it, or takes it back when the disks failed.
-func (c *Cluster) finishSnapshot(ctx context.Context, n *Node, vmid int, name string, state bool, failed error, t *Task) error {
+func (c *Cluster) finishSnapshot(ctx context.Context, n *Node, vmid int, name string, failed error, t *Task) error {
 	if failed != nil {
 		t.logf("snapshot create failed: starting cleanup")
 	}
@@ -164,18 +209,12 @@ func (c *Cluster) finishSnapshot(ctx context.Context, n *Node, vmid int, name st
 			return dief("missing snapshot lock")
 		}
 		delete(conf.Main, "lock")
+		snap := conf.Snapshots[name]
 		if failed != nil {
 			delete(conf.Snapshots, name)
-			return nil
+			return c.freeState(n, snap)
 		}
-		snap := conf.Snapshots[name]
 		delete(snap, "snapstate")
-		if state && c.machines.on(n.Name, vmid) != nil {
-			if d, ok := conf.Main.BootDisk(); ok {
-				snap["vmstate"] = fmt.Sprintf("%s:%d/vm-%d-state-%s.raw", d.Storage(), vmid, vmid, name)
-				t.logf("saving VM state and RAM using storage '%s'", d.Storage())
-			}
-		}
 		conf.Main["parent"] = name
 		return nil
 	})
@@ -183,6 +222,14 @@ func (c *Cluster) finishSnapshot(ctx context.Context, n *Node, vmid int, name st
 		return failed
 	}
 	return err
+}
+
+// freeState removes the volume with a snapshot's memory.
+func (c *Cluster) freeState(n *Node, snap vmconf.Section) error {
+	if snap["vmstate"] == "" {
+		return nil
+	}
+	return c.pool.free(n.Name, snap["vmstate"])
 }
 
 // deleteSnapshot is DELETE .../snapshot/{snapname}.
@@ -227,6 +274,9 @@ func (c *Cluster) dropSnapshot(ctx context.Context, n *Node, vmid int, name stri
 			if err != nil && !force {
 				return dief("%s", err)
 			}
+		}
+		if err := c.freeState(n, snap); err != nil && !force {
+			return err
 		}
 		relink := func(s vmconf.Section) {
 			if s["parent"] != name {

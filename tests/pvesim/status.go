@@ -192,6 +192,9 @@ func (c *Cluster) vmResources(rq *request) []any {
 		if !c.tree.isOnline(via, n.Name) {
 			e = map[string]any{"id": e["id"], "type": "qemu", "node": n.Name, "vmid": id, "status": "unknown", "template": e["template"]}
 		}
+		if pool := c.pools.poolOf(id); pool != "" {
+			e["pool"] = pool
+		}
 		if state, ok := c.haState(id); ok {
 			e["hastate"] = state
 		}
@@ -210,7 +213,7 @@ func (c *Cluster) storageResources(who principal) []any {
 			if s.on(n.Name) {
 				out = append(out, map[string]any{
 					"id": "storage/" + n.Name + "/" + s.Name, "type": "storage", "storage": s.Name, "node": n.Name,
-					"status": "available", "shared": bit(s.Shared), "plugintype": "dir", "content": strings.Join(s.Content, ","),
+					"status": "available", "shared": bit(s.Shared), "plugintype": s.Type, "content": strings.Join(s.Content, ","),
 					"disk": s.Total - s.Free, "maxdisk": s.Total,
 				})
 			}

@@ -18,9 +18,11 @@ const (
 	StorageShared = "shared" // one directory for all
 )
 
-// Storage is one entry of storage.cfg. All are of type dir.
+// Storage is one entry of storage.cfg.
 type Storage struct {
 	Name     string
+	Type     string // TypeDir, ...; "" is TypeDir
+	Format   string // of new images where none is asked for; "" is PVE's own default, raw
 	Shared   bool
 	Content  []string // "images", "snippets", "iso", "import", ...
 	Nodes    []string // where it is available; empty = everywhere
@@ -53,6 +55,8 @@ func newStoragePool(c *Cluster) *storagePool {
 }
 
 func (p *storagePool) add(s Storage) {
+	def(&s.Type, TypeDir)
+	s.Shared = s.Shared || s.Type == TypeRBD
 	def(&s.Total, storageTotal)
 	def(&s.Free, s.Total*2/3)
 	s.dirs = map[string]string{}
@@ -101,14 +105,14 @@ func (p *storagePool) lockedWrite() error {
 func (p *storagePool) lockedText(node string) []byte {
 	var b strings.Builder
 	for _, s := range p.list {
-		fmt.Fprintf(&b, "dir: %s\n\tpath %s\n\tcontent %s\n", s.Name, s.dirs[node], strings.Join(s.Content, ","))
+		fmt.Fprintf(&b, "%s: %s\n%s\tcontent %s\n", s.Type, s.Name, s.definition(node), strings.Join(s.Content, ","))
 		if len(s.Nodes) > 0 {
 			fmt.Fprintf(&b, "\tnodes %s\n", strings.Join(s.Nodes, ","))
 		}
 		if s.Disabled {
 			b.WriteString("\tdisable\n")
 		}
-		if s.Shared {
+		if s.Shared && s.Type != TypeRBD {
 			b.WriteString("\tshared 1\n")
 		} else if s.Name == StorageLocal {
 			b.WriteString("\tprune-backups keep-all=1\n")
@@ -196,6 +200,10 @@ func (p *storagePool) path(node, volid string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if v.kind == "images" && v.block != s.block() || v.kind != "images" && s.block() {
+		kind := map[bool]string{false: "directory", true: strings.TrimSuffix(s.Type, "thin")}[s.block()]
+		return "", dief("unable to parse %s volume name '%s'", kind, strings.TrimPrefix(volid, v.storage+":"))
+	}
 	return filepath.Join(s.dirs[node], v.file()), nil
 }
 
@@ -211,16 +219,37 @@ func (p *storagePool) exists(node, volid string) (string, error) {
 	return path, nil
 }
 
-// room fails when a storage has less than n bytes left.
-func (p *storagePool) room(name, path string, n int64) error {
+// room fails when a volume's storage has less than n bytes left.
+func (p *storagePool) room(volid, path string, n int64) error {
+	name, _, _ := strings.Cut(volid, ":")
 	s, err := p.get(name)
 	if err != nil {
 		return err
 	}
 	if s.Free < n {
-		return dief("unable to create image: qemu-img: %s: Could not resize file: No space left on device", path)
+		return p.full(volid, path)
 	}
 	return nil
+}
+
+// full is how a storage says that it has no room for a volume.
+func (p *storagePool) full(volid, path string) error {
+	name, volume, _ := strings.Cut(volid, ":")
+	s, err := p.get(name)
+	if err != nil {
+		return err
+	}
+	switch s.Type {
+	case TypeLVM:
+		return dief("lvcreate '%s/%s' error:   Volume group \"%[1]s\" has insufficient free space (0 extents): 1 required.", name, volume)
+	case TypeLVMThin:
+		return dief("lvcreate '%s/%s' error:   Cannot create new thin volume, free space in thin pool %[1]s/data reached threshold.", name, volume)
+	case TypeZFS:
+		return dief("zfs error: cannot create '%s/data/%s': out of space", name, volume)
+	case TypeRBD:
+		return dief("error with cfs lock 'storage-%s': rbd create '%s' error: rbd: create error: (28) No space left on device", name, volume)
+	}
+	return dief("unable to create image: qemu-img: %s: Could not resize file: No space left on device", path)
 }
 
 // newDisk chooses the next free disk name of a VM and makes its directory.
@@ -234,7 +263,7 @@ func (p *storagePool) newDisk(s Storage, node string, vmid int, format string) (
 	}
 	used := diskNumbers(dir)
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("vm-%d-disk-%d.%s", vmid, i, format)
+		name := s.volumeName(vmid, fmt.Sprintf("disk-%d", i), format)
 		claim := fmt.Sprintf("%s/%d", dir, i)
 		if used[i] || p.claimed[claim] {
 			continue
@@ -287,7 +316,7 @@ func (p *storagePool) free(node, volid string) error {
 
 // inUse says whether a linked clone stands on a base volume.
 func (p *storagePool) inUse(ctx context.Context, node string, base volume) bool {
-	want := "/" + fmt.Sprintf("%d/%s", base.owner, base.name)
+	want := "/" + base.asBase()
 	vols, err := p.volumes(ctx, node, base.storage)
 	if err != nil {
 		return false

@@ -2,6 +2,8 @@ package pvesim
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -17,7 +19,8 @@ type change struct {
 	revert map[string]bool
 	force  bool
 	digest string
-	log    string // for the task log
+	also   []string // options that change with those
+	log    string   // for the task log
 	who    principal
 }
 
@@ -71,14 +74,15 @@ func (c *Cluster) parseChange(rq *request) (*change, error) {
 			ch.set[key] = rq.params.Get(key)
 		}
 	}
-	for _, key := range vmconf.SplitList(rq.param("revert")) {
-		ch.revert[key] = true
-	}
-	for _, key := range vmconf.SplitList(rq.param("delete")) {
-		if _, ok := ch.set[key]; ok {
-			return nil, paramError("delete", "you can't use '-%s' and -delete %s' at the same time", key, key)
+	if v, ok := ch.set["cdrom"]; ok { // PVE's older name for it
+		if !strings.Contains(v, "media=") {
+			v += ",media=cdrom"
 		}
-		ch.del = append(ch.del, key)
+		delete(ch.set, "cdrom")
+		ch.set["ide2"] = v
+	}
+	if err := ch.parseLists(rq); err != nil {
+		return nil, err
 	}
 	if len(ch.set)+len(ch.del)+len(ch.revert) == 0 {
 		return nil, dief("no options specified")
@@ -86,11 +90,40 @@ func (c *Cluster) parseChange(rq *request) (*change, error) {
 	if err := c.checkDrives(rq, ch); err != nil {
 		return nil, err
 	}
-	if err := c.mayChange(rq, append(slices.Clone(ch.del), sortedKeys(ch.set)...)); err != nil {
+	if err := c.mayChange(rq, ch); err != nil {
 		return nil, err
 	}
 	c.completeOptions(ch)
 	return ch, c.checkAccess(rq, ch.set)
+}
+
+// parseLists reads what to delete and what to revert.
+func (ch *change) parseLists(rq *request) error {
+	for _, key := range vmconf.SplitList(rq.param("revert")) {
+		if !vmconf.IsOption(key) {
+			return paramError("revert", "unknown option '%s'", key)
+		}
+		if _, ok := ch.set[key]; ok {
+			return paramError("delete", "you can't use '-%s' and -revert %s' at the same time", key, key)
+		}
+		ch.revert[key] = true
+	}
+	for _, key := range vmconf.SplitList(rq.param("delete")) {
+		if key == "cdrom" {
+			key = "ide2"
+		}
+		_, set := ch.set[key]
+		switch {
+		case set:
+			return paramError("delete", "you can't use '-%s' and -delete %s' at the same time", key, key)
+		case ch.revert[key]:
+			return paramError("revert", "you can't use '-delete %s' and -revert %s' at the same time", key, key)
+		case !vmconf.IsOption(key):
+			return paramError("delete", "unknown option '%s'", key)
+		}
+		ch.del = append(ch.del, key)
+	}
+	return nil
 }
 
 func changeLog(params url.Values) string {
@@ -118,6 +151,8 @@ func (c *Cluster) completeOptions(ch *change) {
 			ch.set[key] = nic.String()
 		case key == "vmgenid" && v == "1":
 			ch.set[key] = newUUID()
+		case key == "cpuunits" && atoi(v) > 10000: // what a cgroup of version 2 takes
+			ch.set[key] = "10000"
 		}
 	}
 }
@@ -135,6 +170,9 @@ func (c *Cluster) checkDrives(rq *request, ch *change) error {
 		if d.File == "" {
 			return paramError(key, "unable to parse drive options")
 		}
+		if err := checkImport(d); err != nil {
+			return err
+		}
 		ch.set[key] = d.String()
 		if d.File == "none" || d.File == "cdrom" {
 			continue
@@ -145,6 +183,25 @@ func (c *Cluster) checkDrives(rq *request, ch *change) error {
 		if _, err := c.pool.enabled(d.Storage(), rq.node.Name); err != nil {
 			return err
 		}
+		if v, err := parseVolume(d.File); err == nil && v.kind == "iso" && !d.CDROM() {
+			return paramError(key, "explicit 'media=cdrom' is required for iso images")
+		}
+	}
+	return nil
+}
+
+func checkImport(d vmconf.Drive) error {
+	if _, ok := d.Opts["import-from"]; !ok {
+		return nil
+	}
+	if m := newDiskValue.FindStringSubmatch(d.File); m == nil || strings.Trim(m[2], "0.") != "" {
+		return paramError(d.Key, "'import-from' requires special syntax - use <storage ID>:0,import-from=<source>")
+	}
+	needs := map[string][]string{"efidisk0": {"efitype", "pre-enrolled-keys"}, "tpmstate0": {"version"}}
+	for _, opt := range needs[d.Key] {
+		if d.Opts[opt] == "" {
+			return paramError(d.Key, "need to specify '%s' when using 'import-from'", opt)
+		}
 	}
 	return nil
 }
@@ -153,21 +210,94 @@ func (c *Cluster) checkDrives(rq *request, ch *change) error {
 // values use.
 func (c *Cluster) checkAccess(rq *request, set map[string]string) error {
 	for _, key := range sortedKeys(set) {
+		var err error
 		switch {
 		case vmconf.IsNIC(key):
-			if err := c.checkBridge(rq.who, vmconf.ParseNIC(key, set[key])); err != nil {
-				return err
-			}
+			err = c.checkBridge(rq.who, vmconf.ParseNIC(key, set[key]))
 		case vmconf.IsDrive(key):
-			d := vmconf.ParseDrive(key, set[key])
-			if m := newDiskValue.FindStringSubmatch(d.File); m != nil {
-				if err := rq.who.check("/storage/"+m[1], "Datastore.AllocateSpace"); err != nil {
-					return err
-				}
-			}
+			err = c.checkDriveAccess(rq, vmconf.ParseDrive(key, set[key]))
+		case isUnused(key):
+			err = c.checkVolume(rq, vmconf.ParseDrive(key, set[key]).File)
+		case key == "vmstatestorage":
+			err = rq.who.check("/storage/"+set[key], "Datastore.AllocateSpace")
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (c *Cluster) checkDriveAccess(rq *request, d vmconf.Drive) error {
+	switch m := newDiskValue.FindStringSubmatch(d.File); {
+	case d.File == "none", strings.HasSuffix(d.File, ":cloudinit"):
+		return nil
+	case d.File == "cdrom":
+		return rq.who.check("/", "Sys.Console")
+	case m == nil:
+		return c.checkVolume(rq, d.File)
+	default:
+		if err := rq.who.check("/storage/"+m[1], "Datastore.AllocateSpace"); err != nil {
+			return err
+		}
+		if s, err := c.pool.get(m[1]); err != nil || !s.holds("images") {
+			return errors.Join(err, paramError("storage", "storage '%s' does not support vm images", m[1]))
+		}
+	}
+	return c.checkImportAccess(rq, d)
+}
+
+func (c *Cluster) checkImportAccess(rq *request, d vmconf.Drive) error {
+	src, ok := d.Opts["import-from"]
+	if !ok {
+		return nil
+	}
+	if !strings.Contains(src, ":") {
+		return c.checkVolume(rq, src)
+	}
+	v, err := parseVolume(src)
+	switch {
+	case err != nil:
+		return err
+	case v.kind != "images" && v.kind != "import":
+		return paramError(d.Key, "%s has wrong type '%s' - needs to be 'images' or 'import'", src, v.kind)
+	case v.owner != 0:
+		return rq.who.check("/vms/"+itoa(v.owner), "VM.Clone")
+	}
+	return c.checkVolume(rq, src)
+}
+
+// checkVolume is check_volume_access of PVE::Storage.
+func (c *Cluster) checkVolume(rq *request, volid string) error {
+	if !strings.Contains(volid, ":") {
+		if rq.who.root() {
+			return nil
+		}
+		return dief("Only root can pass arbitrary filesystem paths.")
+	}
+	v, err := parseVolume(volid)
+	if err != nil {
+		return err
+	}
+	if _, err := c.pool.get(v.storage); err != nil {
+		return err
+	}
+	path := "/storage/" + v.storage
+	if rq.who.may(path, "Datastore.Allocate") {
+		return nil
+	}
+	switch {
+	case v.kind == "iso", v.kind == "vztmpl", v.kind == "import":
+		return rq.who.checkAny(path, "Datastore.AllocateSpace", "Datastore.Audit")
+	case v.kind == "images" && v.owner == rq.vmid():
+		return nil
+	case v.kind == "images":
+		if err := rq.who.check(path, "Datastore.Audit"); err != nil {
+			return err
+		}
+		return rq.who.check("/vms/"+itoa(v.owner), "VM.Config.Disk")
+	}
+	return dief("missing privileges to access %s", volid)
 }
 
 // checkBridge is asked since PVE 8.
@@ -197,9 +327,7 @@ func (c *Cluster) checkedConf(n *Node, vmid int, ch *change) (*vmconf.Conf, erro
 		return nil, err
 	}
 	next := effective(conf)
-	for key, v := range ch.set {
-		next[key] = v
-	}
+	maps.Copy(next, ch.set)
 	_, mem := ch.set["memory"]
 	_, bal := ch.set["balloon"]
 	if (mem || bal) && next.Int("balloon", 0) > next.MemoryMiB() {
@@ -208,7 +336,9 @@ func (c *Cluster) checkedConf(n *Node, vmid int, ch *change) (*vmconf.Conf, erro
 	return conf, nil
 }
 
-// update carries a change out. The caller holds the VM's lock.
+// update carries a change out. The caller holds the VM's lock. Like PVE it
+// writes the config after each option: what comes before one that fails stays
+// pending.
 func (c *Cluster) update(ctx context.Context, n *Node, vmid int, ch *change, t *Task) error {
 	conf, err := c.checkedConf(n, vmid, ch)
 	if err != nil {
@@ -217,17 +347,17 @@ func (c *Cluster) update(ctx context.Context, n *Node, vmid int, ch *change, t *
 	if t != nil {
 		t.logf("update VM %d: %s", vmid, ch.log)
 	}
-	for key := range ch.revert {
-		delete(conf.Pending, key)
-		gone := conf.PendingDelete()
-		delete(gone, key)
-		conf.SetPendingDelete(gone)
+	u := &updating{c: c, driveJob: driveJob{n, vmid, conf, ch.who, t}, ch: ch, order: bootOrder(conf.Main)}
+	u.revert()
+	for _, key := range ch.del {
+		if err := u.remove(key); err != nil {
+			return err
+		}
 	}
-	if err := c.pendDeletes(ctx, n, vmid, conf, ch, t); err != nil {
-		return err
-	}
-	if err := c.pendValues(ctx, n, vmid, conf, ch, t); err != nil {
-		return err
+	for _, key := range sortedKeys(ch.set) {
+		if err := u.put(ctx, key, ch.set[key]); err != nil {
+			return err
+		}
 	}
 	cleanPending(conf)
 	if err := c.saveConf(n, vmid, conf); err != nil {
@@ -246,71 +376,6 @@ func (c *Cluster) update(ctx context.Context, n *Node, vmid int, ch *change, t *
 		err = paramErrors(errs)
 	}
 	return err
-}
-
-func (c *Cluster) pendDeletes(_ context.Context, n *Node, vmid int, conf *vmconf.Conf, ch *change, t *Task) error {
-	gone := conf.PendingDelete()
-	for _, key := range ch.del {
-		v, ok := conf.Main[key]
-		if !ok {
-			v, ok = conf.Pending[key]
-		}
-		if !ok {
-			if t != nil {
-				t.warnf("cannot delete '%s' - not set in current configuration!", key)
-			}
-			continue
-		}
-		delete(conf.Pending, key)
-		if strings.HasPrefix(key, "unused") {
-			if err := checkProtection(conf, "can't remove unused disk '"+v+"'"); err != nil {
-				return err
-			}
-			if err := c.pool.free(n.Name, vmconf.ParseDrive(key, v).File); err != nil {
-				return err
-			}
-			delete(conf.Main, key)
-			continue
-		}
-		if vmconf.IsDrive(key) {
-			if err := checkProtection(conf, "can't remove drive '"+key+"'"); err != nil {
-				return err
-			}
-		}
-		gone[key] = ch.force
-	}
-	conf.SetPendingDelete(gone)
-	return nil
-}
-
-func (c *Cluster) pendValues(ctx context.Context, n *Node, vmid int, conf *vmconf.Conf, ch *change, t *Task) error {
-	gone := conf.PendingDelete()
-	for _, key := range sortedKeys(ch.set) {
-		v := ch.set[key]
-		switch {
-		case vmconf.IsDrive(key):
-			var err error
-			if v, err = c.makeDrive(ctx, n, vmid, vmconf.ParseDrive(key, v), t); err != nil {
-				return err
-			}
-		case key == "cipassword" && !strings.HasPrefix(v, "$"):
-			v = "$5$pvesim$" + randomHex(21)
-		case key == "tags":
-			v = cleanTags(v)
-		case key == "boot":
-			if err := checkBoot(conf, ch, v); err != nil {
-				return err
-			}
-		}
-		if key == Description && v == "" {
-			gone[key] = false
-			continue
-		}
-		conf.Pending[key] = v
-		delete(gone, key)
-	}
-	conf.SetPendingDelete(gone)
-	return nil
 }
 
 // Description is the option for a VM's notes.

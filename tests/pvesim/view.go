@@ -117,7 +117,7 @@ func (c *Cluster) mountAs(ctx context.Context, n *Node) (mount, error) {
 }
 
 // viewLinks are the entries of /etc/pve that all nodes share.
-var viewLinks = []string{"nodes", "priv", "ha", ".vmlist", ".version", "pve-root-ca.pem", "pve-rigaud.yaml"}
+var viewLinks = []string{"nodes", "priv", "ha", ".vmlist", ".version", "pve-root-ca.pem", "pve-rigaud.yaml", "user.cfg"}
 
 // linkView fills a node's own directory up with links into the shared tree,
 // beside the files that differ from node to node (.members, storage.cfg).

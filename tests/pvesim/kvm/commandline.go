@@ -194,7 +194,7 @@ func (w *words) disks(disks []Disk) error {
 			drive = "drive=drive-" + d.Key
 			w.add("-object", throttleGroup(d.Key), "-blockdev", blockdev(d))
 		}
-		w.device(device, drive, "id="+d.Key, fmt.Sprintf("bootindex=%d", 100+i))
+		w.device(device, drive, "id="+d.Key+serial(d), fmt.Sprintf("bootindex=%d", 100+i))
 	}
 	return nil
 }

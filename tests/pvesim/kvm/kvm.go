@@ -112,6 +112,7 @@ type Disk struct {
 	Path   string // of the image file; "" is an empty CD drive
 	Format string // "qcow2" or "raw"
 	CDROM  bool
+	Serial string // that the guest reads; "" for QEMU's own
 }
 
 // NIC is one network interface. No packet leaves the machine: a real guest

@@ -93,7 +93,7 @@ func plain(n number) string { return strconv.FormatFloat(float64(n), 'f', -1, 64
 // checkFormat checks a named format or a property string.
 func (p *prop) checkFormat(path, v string) string {
 	if p.object != nil {
-		return checkObject(p.object, path, v)
+		return p.checkObject(path, v)
 	}
 	name, isList := strings.CutSuffix(p.format, "-list")
 	name, isOpt := strings.CutSuffix(name, "-opt")
@@ -119,7 +119,8 @@ func splitList(s string) []string {
 }
 
 // checkObject checks a property string ("virtio=<MAC>,bridge=vmbr0").
-func checkObject(schema map[string]*prop, path, text string) string {
+func (p *prop) checkObject(path, text string) string {
+	schema := p.object
 	values, trouble := splitObject(schema, text)
 	if trouble != "" {
 		return trouble
@@ -140,6 +141,9 @@ func checkObject(schema map[string]*prop, path, text string) string {
 		}
 	}
 	if len(errs) == 0 {
+		if p.validate != nil {
+			return p.validate(values)
+		}
 		return ""
 	}
 	lines := []string{"format error"}

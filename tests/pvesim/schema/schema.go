@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -31,23 +32,24 @@ type method struct {
 
 // prop is one property's schema.
 type prop struct {
-	Type       string           `json:"type"`
-	Optional   flag             `json:"optional"`
-	Format     json.RawMessage  `json:"format"`
-	Pattern    string           `json:"pattern"`
-	Minimum    *number          `json:"minimum"`
-	Maximum    *number          `json:"maximum"`
-	MinLength  *number          `json:"minLength"`
-	MaxLength  *number          `json:"maxLength"`
-	Enum       []string         `json:"enum"`
-	Requires   string           `json:"requires"`
-	Alias      string           `json:"alias"`
-	KeyAlias   string           `json:"keyAlias"`
-	DefaultKey flag             `json:"default_key"`
-	Items      *prop            `json:"items"`
-	object     map[string]*prop // Format, if it is a property string
-	format     string           // Format, if it is a name
-	pattern    *regexp.Regexp   // nil if Go cannot compile it
+	Type       string                                `json:"type"`
+	Optional   flag                                  `json:"optional"`
+	Format     json.RawMessage                       `json:"format"`
+	Pattern    string                                `json:"pattern"`
+	Minimum    *number                               `json:"minimum"`
+	Maximum    *number                               `json:"maximum"`
+	MinLength  *number                               `json:"minLength"`
+	MaxLength  *number                               `json:"maxLength"`
+	Enum       []string                              `json:"enum"`
+	Requires   string                                `json:"requires"`
+	Alias      string                                `json:"alias"`
+	KeyAlias   string                                `json:"keyAlias"`
+	DefaultKey flag                                  `json:"default_key"`
+	Items      *prop                                 `json:"items"`
+	object     map[string]*prop                      // Format, if it is a property string
+	format     string                                // Format, if it is a name
+	validate   func(values map[string]string) string // of a property string, beyond its properties; nil: none
+	pattern    *regexp.Regexp                        // nil if Go cannot compile it
 }
 
 // flag is 1 or "1".
@@ -87,12 +89,16 @@ func Parse(name string, b []byte) (*Checker, error) {
 	if err := json.Unmarshal(b, &c.paths); err != nil {
 		return nil, fmt.Errorf("schema %s: %w", name, err)
 	}
+	major := majorOf(name)
 	for path, methods := range c.paths {
 		for verb, m := range methods {
 			m.indexed = map[string]*prop{}
 			for key, p := range m.Parameters.Properties {
 				if err := p.prepare(); err != nil {
 					return nil, fmt.Errorf("schema %s: %s %s: %s: %w", name, verb, path, key, err)
+				}
+				if p.format == "pve-vm-cpu-conf" {
+					p.validate = checkCPU(major)
 				}
 				if base, ok := strings.CutSuffix(key, "[n]"); ok {
 					m.indexed[base] = p
@@ -101,6 +107,16 @@ func Parse(name string, b []byte) (*Checker, error) {
 		}
 	}
 	return c, nil
+}
+
+// majorOf reads the PVE version off a file's name ("7.4.json"), else it is a
+// new one.
+func majorOf(name string) int {
+	base, _, _ := strings.Cut(filepath.Base(name), ".")
+	if n, err := strconv.Atoi(base); err == nil {
+		return n
+	}
+	return 9
 }
 
 // String names the schema.
