@@ -12,7 +12,6 @@ func nodeRoutes(c *Cluster, add adder) {
 	add(get, "/nodes/{node}/status", nodePerm("Sys.Audit"), c.nodeStatus)
 	add(get, "/nodes/{node}/version", nil, c.version)
 	add(get, "/nodes/{node}/network", nil, c.network)
-	add(get, "/nodes/{node}/capabilities/qemu/machines", nil, c.listMachines)
 	add(get, "/nodes/{node}/qemu", nil, c.listVMs)
 	add(post, "/nodes/{node}/qemu", nil, c.create)
 	add(get, "/nodes/{node}/storage", nil, c.listStorage)
