@@ -155,10 +155,16 @@ func (ms *machines) killAll() error {
 
 // launch starts the process of a VM whose config passed all checks.
 func (c *Cluster) launch(ctx context.Context, n *Node, vmid int, conf vmconf.Section) (*machine, error) {
+	return c.launchFrom(ctx, n, vmid, conf, "")
+}
+
+// launchFrom is launch with the memory that a snapshot holds.
+func (c *Cluster) launchFrom(ctx context.Context, n *Node, vmid int, conf vmconf.Section, snapshot string) (*machine, error) {
 	spec, err := c.spec(n, vmid, conf)
 	if err != nil {
 		return nil, err
 	}
+	spec.LoadVM = snapshot
 	hyper := c.hypervisorFor(vmid)
 	_, fake := hyper.(*kvm.Fake)
 	m := &machine{vmid: vmid, node: n, life: n.alive(), since: time.Now(), memory: int64(conf.MemoryMiB()) << 20, real: !fake}

@@ -43,6 +43,11 @@ func (c *Cluster) startWork(n *Node, vmid int) work {
 
 // startVM starts a VM. The caller holds its lock.
 func (c *Cluster) startVM(ctx context.Context, n *Node, vmid int, t *Task) error {
+	return c.startFrom(ctx, n, vmid, "", t)
+}
+
+// startFrom is startVM with the memory that a snapshot holds; "" boots the VM.
+func (c *Cluster) startFrom(ctx context.Context, n *Node, vmid int, snapshot string, t *Task) error {
 	conf, err := c.loadConf(n, vmid)
 	if err != nil {
 		return err
@@ -65,7 +70,7 @@ func (c *Cluster) startVM(ctx context.Context, n *Node, vmid int, t *Task) error
 	if err := c.startChecks(n, conf.Main); err != nil {
 		return err
 	}
-	_, err = c.launch(ctx, n, vmid, conf.Main)
+	_, err = c.launchFrom(ctx, n, vmid, conf.Main, snapshot)
 	return err
 }
 

@@ -46,7 +46,7 @@ func (c *Cluster) rollbackVM(ctx context.Context, n *Node, vmid int, name string
 	if err != nil || !withState {
 		return err
 	}
-	return c.lockConf(ctx, n, vmid, t, func() error { return c.startVM(ctx, n, vmid, t) })
+	return c.lockConf(ctx, n, vmid, t, func() error { return c.startFrom(ctx, n, vmid, name, t) })
 }
 
 func (c *Cluster) prepareRollback(ctx context.Context, n *Node, vmid int, name string, t *Task) error {

@@ -2,8 +2,10 @@ package pvesim
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/vmconf"
@@ -166,6 +168,20 @@ func (c *Cluster) stateVolume(ctx context.Context, job snapshotJob, conf vmconf.
 	return c.allocate(ctx, job.node, s.Name, job.vmid, s.volumeName(job.vmid, "state-"+job.name, "raw"), "raw", size, job.t)
 }
 
+// saveMemory snapshots the disks of a real machine together with its memory. Stock QEMU lacks Proxmox VE's savevm-start,
+// which writes the memory into a volume of its own: its savevm writes it into the first disk.
+func saveMemory(ctx context.Context, m *machine, name string) error {
+	raw, err := m.proc.Execute(ctx, "human-monitor-command", map[string]any{"command-line": "savevm " + name})
+	if err != nil {
+		return dief("unable to save VM state and RAM - %s", err)
+	}
+	var said string
+	if err := json.Unmarshal(raw, &said); err != nil || said != "" {
+		return dief("unable to save VM state and RAM - %s", strings.TrimSpace(said))
+	}
+	return nil
+}
+
 func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name string, t *Task) error {
 	conf, err := c.loadConf(n, vmid)
 	if err != nil {
@@ -174,6 +190,9 @@ func (c *Cluster) snapshotDisks(ctx context.Context, n *Node, vmid int, name str
 	m := c.machines.on(n.Name, vmid)
 	if state := conf.Snapshots[name]["vmstate"]; state != "" {
 		t.logf("saving VM state and RAM using storage '%s'", vmconf.ParseDrive("vmstate", state).Storage())
+		if m != nil && m.real {
+			return saveMemory(ctx, m, name)
+		}
 	}
 	for _, d := range conf.Snapshots[name].Drives() {
 		if d.CDROM() || d.Storage() == "" {

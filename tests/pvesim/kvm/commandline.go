@@ -84,6 +84,9 @@ func commandLine(s Spec, consoleLog string) ([]string, error) {
 		return nil, err
 	}
 	w.add("-machine", "accel=tcg,type=pc")
+	if s.LoadVM != "" {
+		w.add("-loadvm", s.LoadVM)
+	}
 	w.add(withHostname(s.Args, s.Hostname)...)
 	return w, nil
 }

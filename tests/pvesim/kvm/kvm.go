@@ -95,6 +95,9 @@ type Spec struct {
 	Disks []Disk
 	NICs  []NIC
 
+	// LoadVM is the internal snapshot whose memory the machine goes on with; "" boots it. A stand-in has no memory.
+	LoadVM string
+
 	Hostname string // a guest image without cloud-init drive takes this name
 	GuestIP  string // what a fake guest says its address is
 
