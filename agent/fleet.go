@@ -20,6 +20,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/node"
+	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
@@ -108,9 +109,10 @@ func (f *fleet) peer(ctx context.Context) (string, bool) {
 
 // knownAgents refuses what an agent forwards that cannot be recognized now as one of this cluster, because /etc/pve tells
 // of no cluster while pmxcfs restarts. Taken for an ordinary client's, its request would be made in that agent's own name,
-// and make a second VM of a name that is taken.
+// and make a second VM of a name that is taken. The service for agents refuses strangers by itself.
 func (f *fleet) knownAgents(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if node, forwarded := forward.Claimed(ctx); forwarded && mtls.IsAgent(ctx) {
+	forAgents := strings.HasPrefix(info.FullMethod, "/"+peerpb.Peer_ServiceDesc.ServiceName+"/")
+	if node, forwarded := forward.Claimed(ctx); forwarded && !forAgents && mtls.IsAgent(ctx) {
 		if _, known := f.peer(ctx); !known {
 			return nil, grpcstatus.Errorf(codes.FailedPrecondition, "%s: node %s cannot tell now whether the agent that forwards it for node %s is one of its cluster (no such node in .members)",
 				info.FullMethod, f.self.Name, node)

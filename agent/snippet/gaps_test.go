@@ -192,6 +192,33 @@ func TestStart(t *testing.T) {
 	}
 }
 
+// TestStartWithoutQuorum waits a while for it: what the node sees before is old.
+func TestStartWithoutQuorum(t *testing.T) {
+	for after, want := range map[time.Duration]time.Duration{4 * time.Second: 6 * time.Second, time.Minute: startTime} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.change(func() { w.quorate = false })
+			w.put("pve1", "a", 0)
+			n := w.boot("pve2")
+			w.run(n)
+			began := time.Now()
+			timer := time.AfterFunc(after, func() {
+				w.change(func() { w.quorate = true })
+				w.vm(100, "pve1", uses("a"))
+			})
+			defer timer.Stop()
+			<-n.Ready()
+			if took := time.Since(began); took > want || took < after && took < want {
+				t.Errorf("quorum after %s: ready after %s, want %s", after, took, want)
+			}
+			wait(after)
+			if got := w.everywhere("a"); got != "pve1 pve2" {
+				t.Errorf("quorum after %s: on %s", after, got)
+			}
+		})
+	}
+}
+
 // TestNodeReturns without its agent having ended: it syncs when the cluster is whole again.
 func TestNodeReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -220,6 +247,7 @@ func TestLostFile(t *testing.T) {
 		w.run(n)
 		wait(time.Second)
 		w.must(w.nodes["pve2"].Write(t.Context(), "local", []byte("a")))
+		w.nodes["pve2"].set(func() { w.nodes["pve2"].lies = true })
 		w.vm(100, "pve1", uses("a", "b"))
 		w.must(os.Remove(w.path("pve1", "a")))
 		w.put("pve3", "b", 0)

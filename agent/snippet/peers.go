@@ -89,13 +89,13 @@ func (s *Store) get(ctx context.Context, node, volume, file string) ([]byte, err
 }
 
 // unanswered reports that nothing is known of what a node has: its agent did not answer, does not know the question yet,
-// or cannot see where its files are.
+// or cannot see now who asks or where its files are.
 func unanswered(err error) bool {
 	if _, down := errors.AsType[*forward.PeerError](err); down {
 		return true
 	}
 	switch status.Code(err) {
-	case codes.Unavailable, codes.Unimplemented, codes.DeadlineExceeded, codes.Canceled:
+	case codes.Unavailable, codes.Unimplemented, codes.PermissionDenied, codes.DeadlineExceeded, codes.Canceled:
 		return true
 	default:
 		return false

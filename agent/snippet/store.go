@@ -191,21 +191,29 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// catchUp fetches what this node lacks, and reports whether something is left to try.
+// catchUp fetches what this node lacks, and reports whether something is left to try. It waits for quorum: /etc/pve of a
+// node that has just come back shows what was.
 func (s *Store) catchUp(ctx context.Context) (again bool) {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	for {
-		if again = s.sync(ctx); !again {
+		whole := s.quorate() // before: what comes to light meanwhile was not looked through
+		if again = s.sync(ctx); !again && whole {
 			return false
 		}
 		select {
 		case <-time.After(startPause):
 		case <-ctx.Done():
-			s.cfg.Log.WarnContext(ctx, "this node starts without cloud-init snippets that VMs refer to, and goes on to look for them", "gaps", len(s.Gaps()))
-			return true
+			s.cfg.Log.WarnContext(ctx, "this node starts without having all cloud-init snippets that VMs refer to, and goes on to look for them",
+				"missing", len(s.Gaps()), "quorate", s.quorate())
+			return again
 		}
 	}
+}
+
+func (s *Store) quorate() bool {
+	world, err := s.cfg.Watcher.World()
+	return err == nil && world.Quorate
 }
 
 // tend syncs again when the cluster has changed, now and then, and soon where something is left to try.

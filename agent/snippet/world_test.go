@@ -58,6 +58,7 @@ type node struct {
 
 	mu     sync.Mutex // guards what follows
 	down   bool       // its agent does not answer
+	lies   bool       // what it sends is not what it has
 	answer error      // what it answers to everything
 	asked  int
 	heard  chan struct{}
@@ -202,7 +203,7 @@ type callerKey struct{}
 func (w *world) call(ctx context.Context, from, to, method string, req, resp proto.Message) error {
 	n := w.nodes[to]
 	n.mu.Lock()
-	down, answer := n.down, n.answer
+	down, lies, answer := n.down, n.lies, n.answer
 	n.asked++
 	n.mu.Unlock()
 	if ctx.Err() != nil {
@@ -230,6 +231,9 @@ func (w *world) call(ctx context.Context, from, to, method string, req, resp pro
 		return status.Error(status.Code(err), to+": "+status.Convert(err).Message())
 	}
 	proto.Merge(resp, got)
+	if sent, ok := resp.(*peerpb.GetSnippetResponse); ok && lies {
+		sent.Content = []byte("something else")
+	}
 	return nil
 }
 

@@ -80,14 +80,18 @@ func failure(err error) outcome {
 	return outcome{text: fmt.Sprintf("error %s: %s", s.Code(), s.Message()), kind: "error " + s.Code().String()}
 }
 
-func request(name, on string) *providerpb.CreateRequest {
+func request(name string, s Step) *providerpb.CreateRequest {
 	image := payloads.Image
-	if on != "" {
-		image = `{"TemplateName":"` + TemplateOn(on) + `","Format":"template"}`
+	if s.On != "" {
+		image = `{"TemplateName":"` + TemplateOn(s.On) + `","Format":"template"}`
 	}
-	return &providerpb.CreateRequest{
+	rq := &providerpb.CreateRequest{
 		Name: name, ClassJson: payloads.MinimalClass, ImageJson: image, NetworksJson: payloads.NoNetworks, DisksJson: payloads.NoDisks,
 	}
+	if s.Data {
+		rq.UserData = []byte("#cloud-config\nhostname: " + name + "\n")
+	}
+	return rq
 }
 
 // TemplateOn is the name of the template that a world has on each node.
@@ -108,7 +112,7 @@ func (r *Runner) create(ctx context.Context, s Step, j *job) outcome {
 func (r *Runner) createOnce(ctx context.Context, s Step, node string, j *job) outcome {
 	name := s.Args[0]
 	resp, err := with(ctx, r.world, node, cmp.Or(s.Limit, createTimeout), func(ctx context.Context, c providerpb.ProviderClient) (*providerpb.CreateResponse, error) {
-		return c.Create(ctx, request(name, s.On), patient)
+		return c.Create(ctx, request(name, s), patient)
 	})
 	if err != nil {
 		return failure(err)
@@ -344,7 +348,7 @@ func (r *Runner) race(ctx context.Context, name string, s Step) outcome {
 	var wg sync.WaitGroup
 	for i, node := range s.Via {
 		wg.Go(func() {
-			one := Step{Args: []string{name}, Via: []string{node}, On: s.On, Retry: raceTime, Limit: s.Limit}
+			one := Step{Args: []string{name}, Via: []string{node}, On: s.On, Data: s.Data, Retry: raceTime, Limit: s.Limit}
 			outs[i] = r.create(ctx, one, &job{})
 		})
 	}

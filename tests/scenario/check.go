@@ -80,6 +80,9 @@ func (r *Runner) countHalfMade(t truth, found func(string, ...any)) {
 		if why := t.whole(v); why != "" {
 			found("VM %d (%s) on %s: %s", v.ID, v.Name, v.Node, why)
 		}
+		if at := t.having(v); len(at) < len(t.nodes) {
+			found("VM %d (%s): only %s could start it with its cloud-init data", v.ID, v.Name, strings.Join(at, ", "))
+		}
 	}
 	for _, c := range t.records {
 		if !slices.ContainsFunc(t.vms, func(v vm) bool { return v.ID == c.VMID && v.UUID == strings.ToLower(c.UUID) }) {
@@ -91,6 +94,19 @@ func (r *Runner) countHalfMade(t truth, found func(string, ...any)) {
 			found("volume %s: of no VM", image)
 		}
 	}
+}
+
+// snippets tells which nodes have what the cloud-init drive of a VM is made from.
+func (r *Runner) snippets(name string) (outcome, error) {
+	t, err := look(r.world.Dir())
+	if err != nil {
+		return outcome{}, err
+	}
+	var lines []string
+	for _, v := range t.named(name) {
+		lines = append(lines, fmt.Sprintf("%d files: %s", len(v.Snippets), strings.Join(t.having(v), " ")))
+	}
+	return outcome{text: strings.Join(lines, "\n"), kind: "ok"}, nil
 }
 
 // foreign reports whether a VM was made by somebody else: the simulated cluster's own, and strangers.

@@ -8,7 +8,7 @@
 //
 // The steps, beside those of the simulated cluster (partition, cut, heal, node, migrate, ...):
 //
-//	create NAME via NODE[,NODE...] [on NODE] [retry TIME] [deadline TIME] [in background as JOB]
+//	create NAME via NODE[,NODE...] [on NODE] [with user-data] [retry TIME] [deadline TIME] [in background as JOB]
 //	                             as the manager does: ask, then poll the task
 //	                             on: from the template of that node
 //	                             retry: again after an error, through the next of the nodes
@@ -21,6 +21,7 @@
 //	                             the same request twice at once, and again after the answers
 //	race NAME via NODE,NODE,...  one create through each of the nodes at once, until all have answered
 //	burst N NAME via NODE,...    N races with N names, each VM deleted again
+//	snippets NAME                which nodes have what the VM's cloud-init drive is made from
 //	await JOB                    print what came of a step in the background
 //	task JOB via NODE            ask another node for the task of such a step
 //	kill|stop|start agent NODE

@@ -124,6 +124,8 @@ func (r *Runner) act(ctx context.Context, s Step) (outcome, error) {
 		return r.wait(ctx, s)
 	case "check":
 		return r.check(ctx)
+	case "snippets":
+		return r.snippets(s.Args[0])
 	case "settle":
 		return outcome{}, r.settle(ctx)
 	case "clock", "gossip", "lose", "rotate":

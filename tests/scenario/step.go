@@ -16,6 +16,7 @@ type Step struct {
 	Args   []string // the words after it, without the clauses below
 	Via    []string // nodes: "via pve1,pve2"
 	On     string   // node: "on pve2"
+	Data   bool     // "with user-data"
 	As     string   // "in background as c1"
 	Retry  time.Duration
 	Within time.Duration
@@ -88,6 +89,8 @@ func (s *Step) clause(words []string) (int, error) {
 		}
 		s.On = value(1)
 		return 2, nil
+	case "with":
+		return s.with(value(1))
 	case "retry":
 		return s.time(&s.Retry, value(1))
 	case "deadline":
@@ -102,6 +105,14 @@ func (s *Step) clause(words []string) (int, error) {
 	return 0, nil
 }
 
+// with reads what comes with a request.
+func (s *Step) with(what string) (int, error) {
+	if s.Data = what == "user-data" && slices.Contains(placing, s.Verb); !s.Data {
+		return 0, errors.New("with what? want: with user-data")
+	}
+	return 2, nil
+}
+
 // time reads the time of a clause of two words.
 func (*Step) time(into *time.Duration, text string) (int, error) {
 	d, err := time.ParseDuration(text)
@@ -112,14 +123,14 @@ func (*Step) time(into *time.Duration, text string) (int, error) {
 // verbs are ours, with the least and the most arguments; every other is the simulated cluster's.
 var verbs = map[string][2]int{
 	"create": {1, 1}, "delete": {1, 1}, "describe": {1, 1}, "off": {1, 1}, "list": {0, 0}, "duplicate": {2, 2},
-	"race": {1, 1}, "burst": {2, 2}, "await": {1, 1}, "task": {1, 1}, "kill": {2, 5}, "stop": {2, 2}, "start": {2, 6},
+	"race": {1, 1}, "burst": {2, 2}, "snippets": {1, 1}, "await": {1, 1}, "task": {1, 1}, "kill": {2, 5}, "stop": {2, 2}, "start": {2, 6},
 	"clock": {2, 2}, "gossip": {3, 3}, "lose": {3, 3}, "rotate": {2, 2}, "wait": {1, 4}, "settle": {0, 0}, "check": {0, 0},
 }
 
 // throughNodes are the verbs that need "via".
 var throughNodes = []string{"create", "delete", "describe", "off", "list", "duplicate", "race", "burst", "task"}
 
-// placing are the verbs that may say from which node's template.
+// placing are the verbs that may say from which node's template, and with what.
 var placing = []string{"create", "duplicate", "race", "burst"}
 
 func (s *Step) ours() bool { _, ok := verbs[s.Verb]; return ok }

@@ -18,6 +18,8 @@ type truth struct {
 	vms     []vm // without templates
 	records []claim
 	images  []string // "node/vz 104/vm-104-disk-0.qcow2"
+	nodes   []string
+	files   map[string]bool // snippets, as "node/file"
 	used    map[string]bool
 }
 
@@ -26,6 +28,7 @@ type vm struct {
 	ID         int
 	Node, Name string
 	UUID, Lock string
+	Snippets   []string // files that its config names
 }
 
 // id is the id by which clients know it.
@@ -44,14 +47,15 @@ type claim struct {
 }
 
 var (
-	uuidIn  = regexp.MustCompile(`uuid=([0-9a-fA-F-]{36})`)
-	imageIn = regexp.MustCompile(`(?m)^[a-z]+\d+: [a-z]+:(\d+/[^,\s]+)`)
+	uuidIn    = regexp.MustCompile(`uuid=([0-9a-fA-F-]{36})`)
+	snippetIn = regexp.MustCompile(`local:snippets/(pve-rigaud-[0-9a-f]+\.yaml)`)
+	imageIn   = regexp.MustCompile(`(?m)^[a-z]+\d+: [a-z]+:(\d+/[^,\s]+)`)
 )
 
 // look reads the files of a simulated cluster.
 func look(dir string) (truth, error) {
-	t := truth{used: map[string]bool{}}
-	err := errors.Join(t.readVMs(filepath.Join(dir, "etc/pve/nodes")), t.readRecords(filepath.Join(dir, "etc/pve/priv/pve-rigaud/vms")), t.readImages(dir))
+	t := truth{used: map[string]bool{}, files: map[string]bool{}}
+	err := errors.Join(t.readVMs(filepath.Join(dir, "etc/pve/nodes")), t.readRecords(filepath.Join(dir, "etc/pve/priv/pve-rigaud/vms")), t.readImages(dir), t.readSnippets(dir))
 	return t, err
 }
 
@@ -73,6 +77,9 @@ func (t *truth) readVMs(nodes string) error {
 		}
 		v, template := parseConf(string(b))
 		v.Node = filepath.Base(filepath.Dir(filepath.Dir(path)))
+		for _, m := range snippetIn.FindAllStringSubmatch(string(b), -1) {
+			v.Snippets = append(v.Snippets, m[1])
+		}
 		if v.ID, err = strconv.Atoi(strings.TrimSuffix(filepath.Base(path), ".conf")); err == nil && !template {
 			t.vms = append(t.vms, v)
 		}
@@ -134,6 +141,32 @@ func (t *truth) readImages(dir string) error {
 	}
 	slices.Sort(t.images)
 	return nil
+}
+
+// readSnippets lists what cloud-init reads, on all nodes.
+func (t *truth) readSnippets(dir string) error {
+	dirs, err := filepath.Glob(filepath.Join(dir, "*/vz/snippets"))
+	for _, d := range dirs {
+		node := filepath.Base(filepath.Dir(filepath.Dir(d)))
+		t.nodes = append(t.nodes, node)
+		entries, rerr := os.ReadDir(d)
+		for _, e := range entries {
+			t.files[node+"/"+e.Name()] = true
+		}
+		err = errors.Join(err, rerr)
+	}
+	slices.Sort(t.nodes)
+	return err
+}
+
+// having are the nodes that have all snippets of a VM.
+func (t *truth) having(v vm) (nodes []string) {
+	for _, node := range t.nodes {
+		if !slices.ContainsFunc(v.Snippets, func(file string) bool { return !t.files[node+"/"+file] }) {
+			nodes = append(nodes, node)
+		}
+	}
+	return nodes
 }
 
 // has reports whether a VM with an id is there: its number, with its uuid.
