@@ -114,7 +114,11 @@ func TestHardwareUpgrade(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
 			s := start(t, ofVersion(version))
-			s.add(500, map[string]string{"machine": "pc-q35-4.1,viommu=intel"})
+			more := ",viommu=intel"
+			if version == "7.4" {
+				more = "" // not there yet
+			}
+			s.add(500, map[string]string{"machine": "pc-q35-4.1" + more})
 			s.add(501, nil)
 			upgrade := func(id string, target int32) error {
 				r, err := s.agent.Provider.HardwareUpgrade(s.ctx, &providerpb.HardwareUpgradeRequest{Id: id, TargetVersion: target})
@@ -128,7 +132,7 @@ func TestHardwareUpgrade(t *testing.T) {
 			s.off("500")
 			for range 2 {
 				s.must(upgrade("500", 0))
-				if got := s.config("500")["machine"]; got != "pc-q35-"+newest+",viommu=intel" {
+				if got := s.config("500")["machine"]; got != "pc-q35-"+newest+more {
 					t.Errorf("the machine is %s", got)
 				}
 			}
