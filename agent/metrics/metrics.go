@@ -114,7 +114,9 @@ func (o operations) Collect(c chan<- prometheus.Metric) {
 			first = op.Created
 		}
 	}
-	for _, k := range []ops.Kind{ops.Create, ops.Delete, ops.Power} {
+	for _, k := range []ops.Kind{
+		ops.Create, ops.Clone, ops.Delete, ops.Power, ops.Reconfigure, ops.SnapshotCreate, ops.SnapshotDelete, ops.SnapshotRevert,
+	} {
 		c <- prometheus.MustNewConstMetric(running, prometheus.GaugeValue, float64(counts[k]), string(k))
 	}
 	c <- prometheus.MustNewConstMetric(oldest, prometheus.GaugeValue, now.Sub(first).Seconds())

@@ -227,7 +227,12 @@ func TestASnapshotWaitsForABackup(t *testing.T) {
 	s.must(err)
 	d, err := s.tryUnsnapshot("500", "old")
 	s.must(err)
-	for _, task := range []*providerpb.TaskRef{r.GetTask(), d.GetTask()} {
+	short, err := s.trySnapshot("500", "short-lived") // and removed before it was taken
+	s.must(err)
+	gone, err := s.tryUnsnapshot("500", short.GetSnapshotId())
+	s.must(err)
+	all := []*providerpb.TaskRef{r.GetTask(), d.GetTask(), short.GetTask(), gone.GetTask()}
+	for _, task := range all {
 		if task.GetId() == "" || s.poll(task).GetDone() {
 			t.Errorf("task %q is not under way", task.GetId())
 		}
@@ -236,7 +241,7 @@ func TestASnapshotWaitsForABackup(t *testing.T) {
 		t.Errorf("PVE was asked %d times for what it would refuse", n)
 	}
 	s.must(s.sim.SetLock(500, ""))
-	for _, task := range []*providerpb.TaskRef{r.GetTask(), d.GetTask()} {
+	for _, task := range all {
 		if failure := s.outcome(task); failure != "" {
 			t.Error(failure)
 		}
