@@ -51,10 +51,12 @@ func (s *Store) open(ctx context.Context, node, volume string, why error) {
 	}
 	g.Reason = reason(why)
 	s.gaps[key] = g
-	if known || again {
+	if !known && !again {
+		s.cfg.Log.WarnContext(ctx, "a node lacks cloud-init snippets: VMs that refer to them do not start there", "at", node, "volume", volume, "err", g.Reason)
+	}
+	if again {
 		return
 	}
-	s.cfg.Log.WarnContext(ctx, "a node lacks cloud-init snippets: VMs that refer to them do not start there", "at", node, "volume", volume, "err", g.Reason)
 	select {
 	case s.opened <- struct{}{}:
 	default:

@@ -227,6 +227,7 @@ func (s *Store) tend(ctx context.Context, seen string, again bool) {
 	if !again {
 		retry.Stop()
 	}
+	armed := again
 	for {
 		changed, heard := s.cfg.Watcher.Changed(), s.cfg.Heard()
 		if now := s.membership(); now != seen {
@@ -238,8 +239,10 @@ func (s *Store) tend(ctx context.Context, seen string, again bool) {
 			case <-changed:
 				continue
 			case <-s.opened:
-				pause = firstRetry
-				retry.Reset(pause)
+				if !armed {
+					pause, armed = firstRetry, true
+					retry.Reset(pause)
+				}
 				continue
 			case <-clean.C:
 				s.clean(ctx)
@@ -250,12 +253,13 @@ func (s *Store) tend(ctx context.Context, seen string, again bool) {
 				}
 				pause = firstRetry
 			case <-retry.C:
-				pause = min(2*pause, lastRetry)
+				pause, armed = min(2*pause, lastRetry), false
 			case <-due.C:
 			}
 		}
 		lacks, owes := s.sync(ctx), s.offer(ctx)
 		if lacks || owes {
+			armed = true
 			retry.Reset(pause)
 		}
 	}
