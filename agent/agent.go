@@ -123,7 +123,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	guests := guest.New(guest.Config{
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api, Plugger: plugger,
 		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
-		CPUs: a.monitor.CPUs, MHz: o.mhz, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
+		CPUs: a.monitor.CPUs, MHz: o.mhz, ResolvConf: o.resolv, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
 		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, Snippets: snippets, TaskTimeout: cfg.Tasks.Timeout,
 	})
 	others = a.newFleet(o, holder, watcher, records, guests, talk)

@@ -18,6 +18,7 @@ type options struct {
 	virtual  bool // network is not the host's
 	now      func() time.Time
 	mhz      func() int
+	resolv   string // "": the host's
 	plugging hotplug.Limits
 	version  string
 	protocol cluster.Protocols
@@ -47,6 +48,9 @@ func WithCPUClock(mhz int) Option { return func(o *options) { o.mhz = func() int
 
 // WithPluggingLimits bounds how long is waited for guests that give back vCPUs and memory.
 func WithPluggingLimits(l hotplug.Limits) Option { return func(o *options) { o.plugging = l } }
+
+// WithResolvConf takes the name servers that PVE passes on to guests from another file than /etc/resolv.conf.
+func WithResolvConf(path string) Option { return func(o *options) { o.resolv = path } }
 
 // WithProtocol makes the agent one of another version, as far as others can see.
 func WithProtocol(version string, p cluster.Protocols) Option {

@@ -73,7 +73,7 @@ func (s Step) keys() string {
 type Changes struct {
 	Steps   []Step
 	Refused []error  // parts of the wish that cannot be; the steps are right without them
-	Ignored []string // config keys that differ from the wish and are decided when a VM is made
+	Ignored []string // what differs from the wish and is decided when a VM is made
 }
 
 // None reports that the VM is as it is wished, as far as it can be.
@@ -96,6 +96,7 @@ func Reconfigure(wish spec.Reconfigure, now Now, site Site) (Changes, error) {
 	r.memory()
 	r.options()
 	r.disks()
+	r.lasting()
 	return r.out, nil
 }
 

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -242,7 +240,7 @@ func TestCreateFromAVolume(t *testing.T) {
 func TestCreateMakesEverythingOnStorages(t *testing.T) {
 	t.Parallel()
 	s := start(t, setting{flags: []string{"--storage-classes=nvme:storage=shared,ssd=1,iothread=1", "--bridges=storage=vmbr1"}})
-	s.addPool("team-a")
+	s.must(s.sim.AddPool("team-a"))
 	id := s.create(request("whole", func(r *providerpb.CreateRequest) {
 		r.ClassJson = `{"CPU":2,"MemoryMiB":1024,"Firmware":"UEFI","GuestToolsPolicy":"install","DiskDefaults":{"Type":"nvme"},
 			"SecurityProfile":{"SecureBoot":true,"TPMEnabled":true},"ExtraConfig":{"proxmox.onboot":"1","proxmox.net.firewall":"1"}}`
@@ -271,17 +269,6 @@ func TestCreateMakesEverythingOnStorages(t *testing.T) {
 	s.on(id)
 	s.must(s.delete(id))
 	refused(t, s.tryCreate(request("nowhere", func(r *providerpb.CreateRequest) { r.PlacementJson = `{"Folder":"team-b"}` })), codes.FailedPrecondition, "team-b", "pvesh create /pools")
-}
-
-// addPool adds a resource pool as PVE writes it.
-func (s *stage) addPool(name string) {
-	s.Helper()
-	path := filepath.Join(s.agent.Config.Paths.PMXCFS, "user.cfg")
-	have, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.Fatal(err)
-	}
-	s.must(os.WriteFile(path, fmt.Appendf(have, "pool:%s::::\n", name), 0o640))
 }
 
 // The disks of a VM are made once, however often the agent dies on the way or loses an answer.

@@ -41,6 +41,15 @@ func (c *Cluster) Config(vmid int) (map[string]string, error) {
 	return conf.Main, nil
 }
 
+// Pending returns what waits in the config of a VM for its next start; "delete" lists the keys that go away.
+func (c *Cluster) Pending(vmid int) (map[string]string, error) {
+	n, conf, err := c.find(vmid)
+	if err != nil || n == nil {
+		return nil, err
+	}
+	return conf.Pending, nil
+}
+
 func (c *Cluster) find(vmid int) (*Node, *vmconf.Conf, error) {
 	node, ok := c.tree.owner(vmid)
 	if !ok {
