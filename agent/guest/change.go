@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -189,7 +190,7 @@ func (c *change) step(ctx context.Context, vm *pmxcfs.VM, s plan.Step) error {
 		return c.carryOut(ctx, vm, &s, run)
 	})
 	switch {
-	case err == nil && s.Waits:
+	case err == nil && c.pending(ctx, vm.ID, s):
 		c.waits = append(c.waits, stepKey(s))
 	case err == nil:
 		c.live = append(c.live, stepKey(s))
@@ -200,6 +201,19 @@ func (c *change) step(ctx context.Context, vm *pmxcfs.VM, s plan.Step) error {
 	}
 	c.tried[stepKey(s)] = true
 	return nil
+}
+
+// pending reports whether what a step has written waits for the next start. PVE does not tell.
+func (c *change) pending(ctx context.Context, vmid int, s plan.Step) bool {
+	conf, err := c.confHere(ctx, vmid)
+	if err != nil || conf == nil {
+		return s.Waits
+	}
+	waits := conf.Pending()
+	return slices.ContainsFunc(slices.Concat(slices.Collect(maps.Keys(s.Config)), s.Delete), func(k string) bool {
+		_, changes := waits.Get(k)
+		return changes || waits.Deletes(k)
+	})
 }
 
 func (c *change) carryOut(ctx context.Context, vm *pmxcfs.VM, s *plan.Step, run *ops.StepRun) error {

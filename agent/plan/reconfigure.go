@@ -235,7 +235,7 @@ var sized = keySet("cores", "sockets", "vcpus", "memory", "balloon", "shares")
 var made = keySet("bios", "machine", "ostype", "scsihw", "boot", "efidisk0", "tpmstate0")
 
 // atOnce are the keys that PVE applies to a running VM, as far as a class can say them.
-var atOnce = keySet("cpulimit", "cpuunits", "agent", "description", "migrate_downtime", "migrate_speed", "onboot", "protection", "startup", "vmstatestorage", "tags")
+var atOnce = keySet("cpulimit", "cpuunits", "description", "migrate_downtime", "migrate_speed", "onboot", "protection", "startup", "vmstatestorage", "tags")
 
 func keySet(keys ...string) map[string]bool {
 	set := map[string]bool{}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/tests/payloads"
 )
 
 // hot makes a class whose VMs are made for plugging CPUs, with room for four times as many.
@@ -177,4 +179,36 @@ func TestReconfigureOfDisks(t *testing.T) {
 		t.Errorf("after a disk that cannot shrink: %v", conf)
 	}
 	s.must(s.delete(id))
+}
+
+// TestReconfigureToWhatWasMade: what the manager repeats of a Create is no change, field by field.
+func TestReconfigureToWhatWasMade(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var want map[string]any
+	s.must(json.Unmarshal([]byte(payloads.Desired), &want))
+	delete(want, "Placement") // names a node and a storage that are not here
+	part := func(v any) string {
+		raw, err := json.Marshal(v)
+		s.must(err)
+		return string(raw)
+	}
+	c := request("web-01", class(part(want["Class"])))
+	c.ImageJson, c.NetworksJson, c.DisksJson = part(want["Image"]), part(want["Networks"]), part(want["Disks"])
+	user, _ := want["UserData"].(map[string]any)
+	meta, _ := want["MetaData"].(map[string]any)
+	c.UserData, c.MetaData = []byte(fmt.Sprint(user["CloudInitData"])), []byte(fmt.Sprint(meta["MetaDataYAML"]))
+	c.Tags = []string{"vrdrive", "env:test"}
+	id := s.create(c)
+	s.silent("a repeat of what was made", func() { s.must(s.reconfigure(id, part(want))) })
+	s.on(id)
+	s.silent("the same while it runs", func() { s.must(s.reconfigure(id, part(want))) })
+
+	want["Tags"] = []string{"env:test", "Blue"}
+	want["Networks"] = nil
+	s.must(s.reconfigure(id, part(want)))
+	if got := s.config(id)["tags"]; got != "blue;env-test" {
+		t.Errorf("tags %q", got)
+	}
+	s.silent("a repeat", func() { s.must(s.reconfigure(id, part(want))) })
 }
