@@ -182,6 +182,18 @@ func (g *Guests) noteIgnored(ctx context.Context, vm *pmxcfs.VM, wish spec.Recon
 	}
 }
 
+// InTheWay says what of PVE's a change of a VM has to wait for; "" if there is nothing of that kind.
+func (g *Guests) InTheWay(id record.ID) string {
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		return err.Error()
+	}
+	if vm := world.VMs[id.VMID]; vm != nil && vm.Conf != nil && vm.Conf.Lock() != "" {
+		return fmt.Sprintf("PVE is at work on it (lock: %s)", vm.Conf.Lock())
+	}
+	return ""
+}
+
 // summary is the error of a change of which parts have failed; nil if none has.
 func summary(vmid int, done []string, failed []error) error {
 	if len(failed) == 0 {

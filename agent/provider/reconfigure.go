@@ -36,6 +36,9 @@ func (s *Server) Reconfigure(ctx context.Context, r *providerpb.ReconfigureReque
 	if err == nil {
 		err = finish(ctx, op)
 	}
+	if why := s.cfg.Guests.InTheWay(id); why != "" && ctx.Err() != nil {
+		err = fault.New(fault.Of(err), "%w; %s", err, why)
+	}
 	if err != nil {
 		return nil, Status(err)
 	}

@@ -130,7 +130,7 @@ func TestReconfigureWaitsForABackup(t *testing.T) {
 		return err
 	}
 	for range 2 {
-		refused(t, impatient(desired(hot(2, 1024))), codes.Aborted, "goes on", "joins")
+		refused(t, impatient(desired(hot(2, 1024))), codes.Aborted, "goes on", "joins", "lock: backup")
 	}
 	refused(t, impatient(desired(hot(3, 1024))), codes.Aborted, "another change")
 	s.runs(id, 1, 1024)
