@@ -171,20 +171,24 @@ func TestReconfigureOnAFullDisk(t *testing.T) {
 func TestReconfigureBesideOthers(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	id := s.create(request("web-01", class(plain(1, 1024))))
+	id := s.create(request("web-01", class(plain(2, 1024))))
+	theirs := fmt.Sprintf("local:%d/vm-%d-disk-9.qcow2,size=1G", vmid(t, id), vmid(t, id))
 	var once sync.Once
-	put := pvesim.Match(http.MethodPut, "/nodes/*/qemu/*/config")
+	post := pvesim.Match(http.MethodPost, "/nodes/*/qemu/*/config")
 	s.sim.BeforeRequest(func(_ string, rq *http.Request) {
-		if put(rq) {
+		if post(rq) { // the place for the new disk is chosen by then
 			once.Do(func() {
-				if err := s.sim.SetConfig(vmid(t, id), map[string]string{"onboot": "1", "memory": "512"}); err != nil {
+				if err := s.sim.SetConfig(vmid(t, id), map[string]string{"scsi1": theirs}); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 	})
-	s.must(s.reconfigure(id, desired(plain(2, 1024))))
-	s.says(id, map[string]string{"vcpus": "2", "cores": "2", "memory": "1024", "onboot": "1"})
+	s.must(s.reconfigure(id, desired(plain(2, 1024), disks(`[{"Name":"logs","SizeGiB":1}]`))))
+	if conf := s.config(id); conf["scsi1"] != theirs || !strings.Contains(conf["scsi2"], "serial=logs") || conf["unused0"] != "" {
+		t.Errorf("beside somebody else's disk: %v", conf)
+	}
+	s.must(s.sim.SetConfig(vmid(t, id), map[string]string{"scsi1": "", "scsi2": ""}))
 
 	s.sim.FailAfter(pvesim.Match(http.MethodPost, "/nodes/*/qemu/*/config"), 0, "", 1)
 	s.sim.FailAfter(pvesim.Match(http.MethodPut, "/nodes/*/qemu/*/resize"), 0, "", 1)
