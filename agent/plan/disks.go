@@ -123,10 +123,7 @@ func newDisk(d spec.Disk, at int, serial string, slots *slots, rootStorage, data
 	if !ok {
 		return bad(fault.Precondition, "", "no bus has a free slot for another disk")
 	}
-	options, _, err := driveOptions(class.Options, extra, key, site)
-	if err != nil {
-		return Drive{}, err
-	}
+	options, _ := driveOptions(class.Options, extra, key)
 	options["serial"] = serial
 	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial, GiB: d.SizeGiB}, nil
 }
@@ -206,19 +203,15 @@ func (s Site) rootDisk(class spec.Class, p spec.Placement, source *pmxcfs.Conf) 
 	if err := s.holdsDisks(plan.storage); err != nil {
 		return rootPlan{}, s.class(fault.Precondition, field, "%v", err)
 	}
-	plan.options, plan.notes, err = driveOptions(options, class.ExtraConfig, boot.Key, s)
-	return plan, err
+	plan.options, plan.notes = driveOptions(options, class.ExtraConfig, boot.Key)
+	return plan, nil
 }
 
 // driveOptions are those of a class, overruled by those of the request, as far as the bus of key has them.
-func driveOptions(class Values, extra map[string]string, key string, site Site) (out Values, notes []string, err error) {
+func driveOptions(class Values, extra map[string]string, key string) (out Values, notes []string) {
 	out = Values{}
 	maps.Copy(out, class)
-	asked, err := extraOptions(extra, "disk.", driveOptionKinds, site)
-	if err != nil {
-		return nil, nil, err
-	}
-	maps.Copy(out, asked)
+	maps.Copy(out, extraDrive(extra))
 	bus := strings.TrimRight(key, "0123456789")
 	for _, o := range []struct {
 		option string
@@ -229,7 +222,7 @@ func driveOptions(class Values, extra map[string]string, key string, site Site) 
 			notes = append(notes, fmt.Sprintf("%s=%s has no meaning on %s", o.option, v, key))
 		}
 	}
-	return out, notes, nil
+	return out, notes
 }
 
 // SetOptions returns the value of a drive with some of its options set, and everything else as it is.

@@ -116,19 +116,42 @@ func extraValues(extra map[string]string) Values {
 	return v
 }
 
-// extraOptions are those below a prefix, such as "disk." or "net0.".
-func extraOptions(extra map[string]string, prefix string, kinds map[string]kind, site Site) (Values, error) {
-	if err := checkExtra(extra, site); err != nil {
-		return nil, err
-	}
+// extraDrive are the options of drives that ExtraConfig sets. The keys are checked by checkExtra.
+func extraDrive(extra map[string]string) Values {
 	v := Values{}
 	for key, value := range extra {
-		name, ours := strings.CutPrefix(key, extraPrefix+prefix)
-		if k, ok := kinds[name]; ours && ok {
+		name, ours := strings.CutPrefix(key, extraPrefix+"disk.")
+		if k, ok := driveOptionKinds[name]; ours && ok {
 			v[name] = normal(k, value)
 		}
 	}
-	return v, nil
+	return v
+}
+
+// allNICs is the index of options that are meant for every NIC.
+const allNICs = -1
+
+// extraNICs are the options of NICs that ExtraConfig sets, by the index of the network. The keys are checked by
+// checkExtra.
+func extraNICs(extra map[string]string) map[int]Values {
+	out := map[int]Values{}
+	for key, value := range extra {
+		name, ours := strings.CutPrefix(key, extraPrefix)
+		at := nicKey.FindStringSubmatch(name)
+		if !ours || at == nil {
+			continue
+		}
+		index := allNICs
+		if at[1] != "" {
+			index = atoi(at[1])
+		}
+		option := name[len(at[0]):]
+		if out[index] == nil {
+			out[index] = Values{}
+		}
+		out[index][option] = normal(nicOptionKinds[option], value)
+	}
+	return out
 }
 
 // extraFlag is one of our own words.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -84,24 +85,20 @@ func NICs(networks []spec.Network, source *pmxcfs.Conf, extra map[string]string,
 	return hw, nics, nil
 }
 
-// nicOptions are the options that ExtraConfig asks for, by the index of the network.
+// nicOptions are the options that ExtraConfig asks for, by the index of the network, of which there are count.
 func nicOptions(extra map[string]string, count int, site Site) (map[int]Values, error) {
-	all, err := extraOptions(extra, "net.", nicOptionKinds, site)
-	if err != nil {
-		return nil, err
-	}
+	asked := extraNICs(extra)
 	out := map[int]Values{}
-	for i := range maxNICs {
-		own, err := extraOptions(extra, fmt.Sprintf("net%d.", i), nicOptionKinds, site)
-		if err != nil {
-			return nil, err
+	for index := range asked {
+		if index >= count {
+			return nil, site.class(fault.Invalid, fmt.Sprintf("ExtraConfig.%snet%d", extraPrefix, index), "the VM has %d NICs, counted from 0", count)
 		}
-		merged := maps.Clone(all)
-		maps.Copy(merged, own)
-		if len(own) > 0 && i >= count {
-			return nil, site.class(fault.Invalid, fmt.Sprintf("ExtraConfig.%snet%d", extraPrefix, i), "the VM has %d NICs, counted from 0", count)
-		}
-		if len(merged) > 0 && i < count {
+	}
+	for i := range count {
+		merged := Values{}
+		maps.Copy(merged, asked[allNICs])
+		maps.Copy(merged, asked[i])
+		if len(merged) > 0 {
 			out[i] = merged
 		}
 	}
@@ -260,6 +257,21 @@ func (w wantedNIC) named() (string, bool) {
 // MACs returns a source of MAC addresses that no VM of the cluster has, with the prefix that PVE uses (BC:24:11, of
 // Proxmox Server Solutions).
 func MACs(world *pmxcfs.World) func() string {
+	taken := sync.OnceValue(func() map[string]bool { return takenMACs(world) }) // only who asks for an address pays for it
+	return func() string {
+		var b [3]byte
+		for {
+			_, _ = rand.Read(b[:]) // it never fails
+			mac := fmt.Sprintf("BC:24:11:%02X:%02X:%02X", b[0], b[1], b[2])
+			if !taken()[mac] {
+				taken()[mac] = true
+				return mac
+			}
+		}
+	}
+}
+
+func takenMACs(world *pmxcfs.World) map[string]bool {
 	taken := map[string]bool{}
 	for _, vm := range world.VMs {
 		if vm.Conf == nil {
@@ -269,17 +281,7 @@ func MACs(world *pmxcfs.World) func() string {
 			taken[strings.ToUpper(n.MAC)] = true
 		}
 	}
-	return func() string {
-		var b [3]byte
-		for {
-			_, _ = rand.Read(b[:]) // it never fails
-			mac := fmt.Sprintf("BC:24:11:%02X:%02X:%02X", b[0], b[1], b[2])
-			if !taken[mac] {
-				taken[mac] = true
-				return mac
-			}
-		}
-	}
+	return taken
 }
 
 // Addressed reports whether a request says anything about addresses, which cloud-init would have to tell the guest.
