@@ -474,3 +474,22 @@ func TestSnapshotTasksThatNobodyKnows(t *testing.T) {
 		t.Errorf("after going back: %v", st)
 	}
 }
+
+// TestTheSnapshotOfAVMThatMoves is removed where the VM is then: nobody asks a second time.
+func TestTheSnapshotOfAVMThatMoves(t *testing.T) {
+	t.Parallel()
+	s := start(t, quick, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+	s.add(500, map[string]string{"scsi0": "none,media=cdrom"}) // nothing that would have to move
+	s.snapshot("500", "x1")
+	s.must(s.sim.SetLock(500, "migrate"))
+	r, err := s.tryUnsnapshot("500", "x1")
+	s.must(err)
+	s.must(s.sim.MoveVM(500, "pve2"))
+	s.must(s.sim.SetLock(500, ""))
+	if failure := s.outcome(r.GetTask()); failure != "" {
+		t.Error(failure)
+	}
+	if left := s.snapshots("500"); len(left) != 0 {
+		t.Errorf("snapshots %v", left)
+	}
+}
