@@ -260,5 +260,9 @@ func TestLostFile(t *testing.T) {
 		if got := w.everywhere("b"); got != "pve3" || gapsOf(n.Store) != "pve1" {
 			t.Errorf("b is on %s, gaps of %s", got, gapsOf(n.Store))
 		}
+		w.must(w.nodes["pve2"].Write(t.Context(), "local", []byte("b")))
+		if got := w.everywhere("b"); got != "pve1 pve2 pve3" || gapsOf(n.Store) != "" {
+			t.Errorf("b is on %s, gaps of %s", got, gapsOf(n.Store))
+		}
 	})
 }
