@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,8 +18,11 @@ import (
 )
 
 // SourceNode returns the node that has what a VM is to be made from: PVE clones only there.
-func (g *Guests) SourceNode(ctx context.Context, image spec.Image) (string, error) {
-	if image.TemplateName == "" || plan.BlankVolume(image) != "" {
+func (g *Guests) SourceNode(ctx context.Context, image spec.Image, placement spec.Placement) (string, error) {
+	if volume := plan.BlankVolume(image); volume != "" {
+		return g.volumeNode(volume, placement)
+	}
+	if image.TemplateName == "" {
 		return g.cfg.Node, nil
 	}
 	vm, err := g.template(ctx, image.TemplateName)
@@ -64,6 +68,31 @@ func notASource(image spec.Image) error {
 		return fault.New(fault.Invalid, "image_json: Path: %q is no volume of PVE, such as local:iso/debian.iso or local-lvm:vm-9100-disk-0", image.Path)
 	}
 	return fault.New(fault.Invalid, "image_json: URL: %q cannot be the source of a VM before it is prepared: give the VMImage a proxmox source beside it", image.URL)
+}
+
+// volumeNode returns the node on which a VM is to be made from a volume: the one that the placement names, or this one, or
+// one that has the volume's storage.
+func (g *Guests) volumeNode(volume string, placement spec.Placement) (string, error) {
+	world, err := g.cfg.Watcher.World()
+	if err != nil {
+		return "", fault.New(fault.Precondition, "%s: cannot be looked up: %w", volume, err)
+	}
+	for _, name := range []string{placement.Host, placement.Cluster} {
+		if _, ok := world.Members.Nodes[name]; ok {
+			return name, nil
+		}
+	}
+	storage, _, _ := strings.Cut(volume, ":")
+	s, ok := world.Storages.Get(storage)
+	if !ok || s.OnNode(g.cfg.Node) {
+		return g.cfg.Node, nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(world.Members.Nodes)) {
+		if s.OnNode(name) && world.Online(name) {
+			return name, nil
+		}
+	}
+	return g.cfg.Node, nil
 }
 
 func (g *Guests) template(ctx context.Context, ref string) (*pmxcfs.VM, error) {

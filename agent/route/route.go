@@ -26,7 +26,7 @@ type Config struct {
 	// Client returns the identity of the caller: the owner of the names it uses.
 	Client func(ctx context.Context) string
 	// Source returns the node that has what a VM is to be made from.
-	Source func(ctx context.Context, image spec.Image) (string, error)
+	Source func(ctx context.Context, image spec.Image, placement spec.Placement) (string, error)
 	// Quorate returns the nodes whose agents say that they have quorum, the one to ask first in front.
 	Quorate func() []string
 	// Stranger says in words why a node's agent is never asked, "" if it is.
@@ -154,11 +154,8 @@ func (r *Router) holder(ctx context.Context, name string) (node string, held boo
 }
 
 // source returns the node that has what a VM is to be made from.
-func (r *Router) source(ctx context.Context, image spec.Image) string {
-	if image.TemplateName == "" {
-		return r.cfg.Node
-	}
-	node, err := r.cfg.Source(ctx, image)
+func (r *Router) source(ctx context.Context, image spec.Image, placement spec.Placement) string {
+	node, err := r.cfg.Source(ctx, image, placement)
 	if err != nil {
 		return r.cfg.Node // the handler meets the same, and says it
 	}

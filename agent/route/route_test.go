@@ -51,8 +51,8 @@ func newPVE(t *testing.T) *pve {
 	p.records = record.New(record.Config{Dir: filepath.Join(p.root, "priv", "pve-rigaud")})
 	p.Router = New(Config{
 		Node: "pve1", Watcher: p.watcher, Records: p.records, Client: func(context.Context) string { return "me" },
-		Source: func(_ context.Context, image spec.Image) (string, error) {
-			if image.TemplateName == "far" {
+		Source: func(_ context.Context, image spec.Image, placement spec.Placement) (string, error) {
+			if image.TemplateName == "far" || placement.Host == "pve3" {
 				return "pve3", nil
 			}
 			return "", errors.New("no such template")
@@ -215,10 +215,12 @@ func TestAFreeNameGoesToItsSource(t *testing.T) {
 		"an image by path":    {Name: "new", ImageJson: `{"Path":"local:iso/x.iso"}`},
 		"no image":            {Name: "new"},
 		"garbage":             {Name: "new", ImageJson: `{`},
+		"no placement":        {Name: "new", ImageJson: `{"TemplateName":"far"}`, PlacementJson: `{`},
 	} {
 		t.Log(name)
 		p.goesTo("pve1", pb.Provider_Create_FullMethodName, req)
 	}
+	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new", ImageJson: `{"Path":"local:iso/x.iso"}`, PlacementJson: `{"Host":"pve3"}`})
 	p.goesTo("pve1", pb.Provider_ImportDisk_FullMethodName, &pb.ImportDiskRequest{TargetName: "new"})
 }
 

@@ -80,11 +80,12 @@ func byName(ctx context.Context, r *Router, req *pb.CreateRequest) (string, erro
 	if node, held, err := r.holder(ctx, req.GetName()); held || err != nil {
 		return node, err
 	}
-	image, err := spec.DecodeImage(req.GetImageJson())
-	if err != nil {
-		return r.cfg.Node, nil //nolint:nilerr // the handler refuses it, in its own words
+	image, ierr := spec.DecodeImage(req.GetImageJson())
+	placement, perr := spec.DecodePlacement(req.GetPlacementJson())
+	if ierr != nil || perr != nil {
+		return r.cfg.Node, nil // the handler refuses it, in its own words
 	}
-	return r.source(ctx, image), nil
+	return r.source(ctx, image, placement), nil
 }
 
 // byTarget is for what makes something under a name out of what is not in the cluster yet.

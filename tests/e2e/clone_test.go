@@ -291,3 +291,21 @@ func TestCreateDisksAfterALostAnswer(t *testing.T) {
 		t.Errorf("disks %q, %q, %q, unused %q after %d calls", conf["scsi1"], conf["scsi2"], conf["scsi3"], conf["unused0"], len(posts()))
 	}
 }
+
+// What is made of a volume is made where the request says: PVE knows of its files on the node alone.
+func TestCreateFromAMediumOnAnotherNode(t *testing.T) {
+	t.Parallel()
+	s := start(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+	s.startAgentOn("pve2")
+	medium := filepath.Join(s.rig.Dir, "pve2", "vz", "template", "iso", "debian.iso")
+	s.must(os.MkdirAll(filepath.Dir(medium), 0o755))
+	s.must(os.WriteFile(medium, make([]byte, 1<<20), 0o600))
+	small := class(`{"CPU":1,"MemoryMiB":512,"DiskDefaults":{"SizeGiB":1}}`)
+	id := s.create(request("far", small, from("local:iso/debian.iso"), func(r *providerpb.CreateRequest) {
+		r.PlacementJson = `{"Datastore":"local","Cluster":"pve2"}`
+	}))
+	if owner, _ := s.sim.Owner(vmid(t, id)); owner != "pve2" {
+		t.Errorf("made on %s", owner)
+	}
+	refused(t, s.tryCreate(request("near", small, from("local:iso/debian.iso"), datastore("local"))), codes.NotFound, "local:iso/debian.iso", "pve1")
+}
