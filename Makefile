@@ -27,7 +27,7 @@ export PVE_API_SCHEMA
 # cgo is off for what we ship and on for the race detector, which needs it.
 export CGO_ENABLED ?= 0
 
-.PHONY: all build test race matrix scenarios lint bench demo soak proto deb fmt clean schema
+.PHONY: all build test race crash matrix scenarios lint bench demo soak proto deb fmt clean schema
 
 all: build lint test
 
@@ -40,6 +40,10 @@ test: schema
 race: export CGO_ENABLED = 1
 race: schema
 	go run ./tests/skips -timeout 20m -race $(PKG)
+
+# Agents that are killed at every step of their operations; `make test` takes a third of the rows.
+crash: schema
+	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^TestCrash' ./tests/e2e
 
 # What becomes of each field of the manager's payloads, with all versions of PVE whose schemas are at hand.
 matrix: schema

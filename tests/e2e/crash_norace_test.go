@@ -1,6 +1,6 @@
-//go:build !race
+//go:build !race && !every
 
 package e2e
 
-// crashStride takes all rows.
-const crashStride = 1
+// crashStride leaves out rows: `make crash` takes them all.
+const crashStride = 3
