@@ -39,7 +39,6 @@ func (v *Service) PutSnippet(ctx context.Context, rq *peerpb.PutSnippetRequest) 
 	if err := v.store.keep(ctx, st, rq.GetContent()); err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	v.store.close(ctx, v.store.cfg.Node, rq.GetVolume()) // it may have looked for the file before it was written
 	return &peerpb.PutSnippetResponse{}, nil
 }
 

@@ -129,11 +129,14 @@ func (s *Store) others(world *pmxcfs.World, st pmxcfs.Storage) []string {
 	return nodes
 }
 
-// keep puts a snippet on a storage of this node.
+// keep puts a snippet on a storage of this node, which may have missed it.
 func (s *Store) keep(ctx context.Context, st pmxcfs.Storage, data []byte) error {
 	_, err := in(ctx, s, st, func(dir *os.Root) (none struct{}, err error) {
 		return none, keep(dir, s.draft(fileOf(data)), data, s.cfg.Now())
 	})
+	if err == nil {
+		s.close(ctx, s.cfg.Node, Volume(st.ID, data))
+	}
 	return err
 }
 

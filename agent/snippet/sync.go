@@ -22,8 +22,15 @@ const parallel = 4
 // errNowhere is why a snippet is not here: everybody was asked.
 var errNowhere = errors.New("no node has it")
 
-// needs are the volumes of ours that something refers to, each with a node whose VM or operation does.
-type needs map[string]string
+// needs are the volumes of ours that something refers to.
+type needs map[string]need
+
+// A need is what refers to a volume: the config of a VM on a node, or else an operation there that makes a VM, and may
+// not have written the file yet.
+type need struct {
+	node   string
+	config bool
+}
 
 // referred collects what the cluster needs: what any section of any VM's config names, and any record of a VM that is
 // being made. With an error it is not all.
@@ -34,7 +41,7 @@ func (s *Store) referred(world *pmxcfs.World) (needs, error) {
 			continue
 		}
 		for _, volume := range In(string(vm.Conf.Bytes())) {
-			n[volume] = vm.Node
+			n[volume] = need{node: vm.Node, config: true}
 		}
 	}
 	records, err := s.cfg.Records.List()
@@ -43,7 +50,9 @@ func (s *Store) referred(world *pmxcfs.World) (needs, error) {
 			continue
 		}
 		for _, volume := range r.Snippets {
-			n[volume] = r.Node
+			if _, known := n[volume]; !known {
+				n[volume] = need{node: r.Node}
+			}
 		}
 	}
 	switch {
@@ -97,7 +106,8 @@ func (p pass) lacking(ctx context.Context) []string {
 	for _, volume := range slices.Sorted(maps.Keys(p.needs)) {
 		storage, file, err := split(volume)
 		st, ok := p.world.Storages.Get(storage)
-		if err != nil || !ok || st.Shared || !st.OnNode(p.cfg.Node) {
+		own := p.needs[volume] == need{node: p.cfg.Node} // its operation writes it
+		if err != nil || !ok || own || st.Shared || !st.OnNode(p.cfg.Node) {
 			continue
 		}
 		if have[storage] == nil {
@@ -128,11 +138,12 @@ func (s *Store) files(ctx context.Context, st pmxcfs.Storage) map[string]bool {
 func (p pass) obtain(ctx context.Context, volume string) (again bool) {
 	from, asked, err := p.fetch(ctx, volume)
 	if err == nil {
-		p.close(ctx, p.cfg.Node, volume)
 		p.cfg.Log.InfoContext(ctx, "cloud-init snippet fetched", "volume", volume, "from", from)
 		return false
 	}
-	if !errors.Is(ctx.Err(), context.Canceled) { // else the agent stops
+	early := errors.Is(err, errNowhere) && !p.needs[volume].config // who makes the VM is about to write it
+	stops := errors.Is(ctx.Err(), context.Canceled)
+	if !early && !stops {
 		p.open(ctx, p.cfg.Node, volume, err)
 	}
 	return !asked
@@ -146,7 +157,7 @@ func (p pass) fetch(ctx context.Context, volume string) (from string, asked bool
 		return "", true, errors.Join(errNowhere, err)
 	}
 	asked, err = true, errNowhere
-	for _, node := range p.nearest(st, p.needs[volume]) {
+	for _, node := range p.nearest(st, p.needs[volume].node) {
 		data, gerr := p.get(ctx, node, volume, file)
 		if gerr == nil {
 			return node, true, p.keep(ctx, st, data)
