@@ -40,7 +40,7 @@ func (g *Guests) Delete(ctx context.Context, owner string, id record.ID) (*ops.H
 	if _, err := g.cfg.Watcher.World(); err != nil { // or a read of /etc/pve might never come back
 		return nil, fault.New(fault.Precondition, "delete %s: %w", id, err)
 	}
-	if h := g.running(ops.Create, id); h != nil {
+	if h := g.makingOf(id); h != nil {
 		// It ends with a VM that can be deleted, or with none.
 		if _, err := h.Wait(ctx, nil); err != nil {
 			return nil, fault.New(fault.Aborted, "delete %s: it is still being created: %w", id, err)

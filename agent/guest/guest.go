@@ -214,9 +214,18 @@ func (g *Guests) same(id record.ID, vm *pmxcfs.VM) bool {
 	return id.UUID8 == "" || record.NewID(vm.ID, vm.Conf.SMBIOSUUID()) == id || g.beingMade(id)
 }
 
-func (g *Guests) beingMade(id record.ID) bool {
-	return g.running(ops.Create, id) != nil || g.running(ops.Clone, id) != nil
+func (g *Guests) beingMade(id record.ID) bool { return g.makingOf(id) != nil }
+
+// makingOf returns the operation that is making the VM with this id, or nil.
+func (g *Guests) makingOf(id record.ID) *ops.Handle {
+	if h := g.running(ops.Create, id); h != nil {
+		return h
+	}
+	return g.running(ops.Clone, id)
 }
+
+// makes reports whether operations of a kind make a VM.
+func makes(kind ops.Kind) bool { return kind == ops.Create || kind == ops.Clone }
 
 // running returns the running operation of that kind on the VM with this id, or nil.
 func (g *Guests) running(kind ops.Kind, id record.ID) *ops.Handle {

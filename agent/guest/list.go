@@ -7,7 +7,6 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
-	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
@@ -62,7 +61,7 @@ func (g *Guests) List(ctx context.Context) ([]Listing, error) {
 func (g *Guests) unfinished() func(*pmxcfs.VM) bool {
 	ours := map[int]bool{}
 	for _, op := range g.cfg.Ops.Active() {
-		if id, err := record.ParseID(op.Subject.ID); err == nil && op.Kind == ops.Create {
+		if id, err := record.ParseID(op.Subject.ID); err == nil && makes(op.Kind) {
 			ours[id.VMID] = true
 		}
 	}
@@ -70,10 +69,7 @@ func (g *Guests) unfinished() func(*pmxcfs.VM) bool {
 }
 
 // unborn reports whether PVE itself is still making a VM.
-func unborn(vm *pmxcfs.VM) bool {
-	lock := vm.Conf.Lock()
-	return lock == "clone" || lock == "create"
-}
+func unborn(vm *pmxcfs.VM) bool { return madeUnder(vm.Conf.Lock()) }
 
 // listing returns what ListVMs shows of a VM, made anew only when something has changed.
 func (g *Guests) listing(ctx context.Context, world *pmxcfs.World, vm *pmxcfs.VM) (Listing, error) {

@@ -309,3 +309,32 @@ func TestCreateFromAMediumOnAnotherNode(t *testing.T) {
 	}
 	refused(t, s.tryCreate(request("near", small, from("local:iso/debian.iso"), datastore("local"))), codes.NotFound, "local:iso/debian.iso", "pve1")
 }
+
+// While PVE copies, the copy has no uuid yet: it is not listed, and a Delete waits for its end.
+func TestCloneUnderWay(t *testing.T) {
+	t.Parallel()
+	s := start(t, setting{flags: []string{"--sync-wait=0s"}})
+	source := s.create(request("web-01"))
+	release := s.sim.HoldTasks("qmclone")
+	c, err := s.agent.Provider.Clone(s.ctx, copyOf(source, "web-02"))
+	s.must(err)
+	s.eventually("PVE begins to copy", func() bool { _, err := s.sim.Config(vmid(t, c.GetTargetVmId())); return err == nil })
+	list, err := s.agent.Provider.ListVMs(s.ctx, &providerpb.ListVMsRequest{})
+	s.must(err)
+	for _, vm := range list.GetVms() {
+		if vm.GetId() != source {
+			t.Errorf("listed: %s", vm.GetId())
+		}
+	}
+	s.described(c.GetTargetVmId())
+	ended := make(chan error, 1)
+	go func() { ended <- s.delete(c.GetTargetVmId()) }()
+	release()
+	s.must(<-ended)
+	if d, err := s.describe(c.GetTargetVmId()); err != nil || d.GetExists() {
+		t.Errorf("after its deletion: %v, %v", d, err)
+	}
+	if !s.described(source).GetExists() {
+		t.Error("the source went with its copy")
+	}
+}
