@@ -27,7 +27,7 @@ export PVE_API_SCHEMA
 # cgo is off for what we ship and on for the race detector, which needs it.
 export CGO_ENABLED ?= 0
 
-.PHONY: all build test race crash matrix scenarios lint bench demo soak proto deb fmt clean schema
+.PHONY: all build test race crash matrix scenarios guest lint bench demo soak proto deb fmt clean schema
 
 all: build lint test
 
@@ -52,6 +52,10 @@ matrix: schema
 # Stories about a cluster, told with the real program in network namespaces. Root. They wait more than they work.
 scenarios: schema
 	go run ./tests/skips -timeout 10m -count=1 -parallel 16 -tags netns ./tests/netns
+
+# What cloud-init makes of a request, in a Debian guest without KVM. Root; the first time it makes the guest from Debian's archive.
+guest: schema
+	go run ./tests/skips -timeout 10m -count=1 -tags guest -run '^TestDebianGuest$$' ./tests/e2e
 
 schema:
 	@if [ -n "$$PVE_API_SCHEMA" ]; then \

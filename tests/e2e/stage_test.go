@@ -43,7 +43,8 @@ type stage struct {
 // setting changes what start makes.
 type setting struct {
 	sim     func(*pvesim.Config)
-	flags   []string // of the agent
+	limit   time.Duration // of all that the test does; 0 is 4 minutes
+	flags   []string      // of the agent
 	options []agent.Option
 }
 
@@ -65,12 +66,14 @@ func raise(t *testing.T, settings ...setting) *stage {
 		Nodes: 1, QEMU: pvesim.Fake, AuthDelay: -1, AgentWait: 200 * time.Millisecond, PollUnit: 20 * time.Millisecond,
 		HADelay: time.Millisecond, Scan: 20 * time.Millisecond, LockTimeout: 300 * time.Millisecond,
 	}}
+	limit := 4 * time.Minute
 	for _, x := range settings {
+		limit = max(limit, x.limit)
 		if x.sim != nil {
 			x.sim(&cfg.Sim)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	r, err := rig.Start(ctx, cfg)
 	if missing, ok := errors.AsType[*pmxfuse.MissingError](err); ok {

@@ -36,7 +36,7 @@ type Debian struct {
 }
 
 // debianModules are the drivers of the Debian guest. It has none on its disk.
-var debianModules = append([]string{"ext4", "autofs4", "af_packet", "crc32c_intel", "crc32c_generic"}, wantedModules...)
+var debianModules = append([]string{"ext4", "autofs4", "af_packet", "crc32c_generic"}, wantedModules...)
 
 // debianCommandLine is short of what the other guest has: plain names of
 // interfaces, and no security modules.

@@ -41,7 +41,8 @@ type Cluster struct {
 	disks    disk.Store
 	schema   *schema.Checker // nil: unchecked
 	broken   *schemaLog
-	guest    *guestimage.Image // what real VMs boot; nil without
+	guest    *guestimage.Image  // what real VMs boot; nil without
+	debian   *guestimage.Debian // what some of them boot; nil without
 	why      string
 	pool     *storagePool
 	pools    *pools

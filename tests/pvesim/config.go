@@ -47,6 +47,7 @@ type Config struct {
 
 	NoTemplates  bool   // leave the templates 9000 and 9001 out
 	TemplateName string // name of template 9000, default "linux-template"; 9001 gets "-shared" behind it
+	Debian       bool   // template 9002 too, DebianTemplate, with the guest of [guestimage.FindDebian]: for real VMs only
 
 	QEMU      QEMU
 	Fake      kvm.FakeConfig // how the guests of stand-ins behave
@@ -138,9 +139,12 @@ func (c Config) withDefaults() (Config, error) {
 	if !slices.Contains([]QEMU{Auto, Real, Fake, None}, c.QEMU) {
 		return c, fmt.Errorf("pvesim: qemu %q: want auto, real, fake or none", c.QEMU)
 	}
-	if c.FirstVM < 100 || (!c.NoTemplates && c.FirstVM <= TemplateSharedID && c.FirstVM+c.VMs > TemplateID) {
-		return c, fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d and %d are the templates'",
-			c.VMs, c.FirstVM, TemplateID, TemplateSharedID)
+	if c.FirstVM < 100 || (!c.NoTemplates && c.FirstVM <= TemplateDebianID && c.FirstVM+c.VMs > TemplateID) {
+		return c, fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d to %d are the templates'",
+			c.VMs, c.FirstVM, TemplateID, TemplateDebianID)
+	}
+	if c.Debian && c.QEMU != Real {
+		return c, fmt.Errorf("pvesim: the Debian guest needs real VMs, not %s", c.QEMU)
 	}
 	if c.PMXCFS != Dir && c.PMXCFS != FUSE {
 		return c, fmt.Errorf("pvesim: pmxcfs %q: want dir or fuse", c.PMXCFS)

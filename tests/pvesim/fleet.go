@@ -9,14 +9,19 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/pve-rigaud/pve-rigaud/tests/guestimage"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/vmconf"
 )
 
-// The templates that are there from the beginning, both on pve1.
+// The templates that are there from the beginning, all on pve1.
 const (
 	TemplateID       = 9000 // on storage local
 	TemplateSharedID = 9001 // on storage shared
+	TemplateDebianID = 9002 // on storage local; with Config.Debian only
 )
+
+// DebianTemplate is the name of the template with a Debian guest.
+const DebianTemplate = "debian-template"
 
 const (
 	fleetDisk    = 8 << 20
@@ -45,31 +50,49 @@ func (c *Cluster) populate(ctx context.Context) error {
 }
 
 func (c *Cluster) makeTemplates(ctx context.Context) error {
-	confs := map[int]*vmconf.Conf{}
-	for id, storage := range map[int]string{TemplateID: StorageLocal, TemplateSharedID: StorageShared} {
-		volid := fmt.Sprintf("%s:%d/base-%d-disk-0.qcow2", storage, id, id)
-		if err := c.makeDisk(ctx, c.nodes[0], volid, func(path string) error {
-			return c.disks.Create(ctx, path, "qcow2", templateDisk)
-		}); err != nil {
+	confs, owners := map[int]*vmconf.Conf{}, map[int]string{}
+	blank := func(path string) error { return c.disks.Create(ctx, path, "qcow2", templateDisk) }
+	for _, t := range []struct {
+		id            int
+		storage, name string
+		size          int64
+		guest         *guestimage.Image
+		fill          func(path string) error
+	}{
+		{TemplateID, StorageLocal, c.cfg.TemplateName, templateDisk, c.guest, blank},
+		{TemplateSharedID, StorageShared, c.cfg.TemplateName + "-shared", templateDisk, c.guest, blank},
+		{TemplateDebianID, StorageLocal, DebianTemplate, 1 << 30, c.debianImage(), func(path string) error {
+			return c.disks.Clone(ctx, c.debian.Disk, path, "qcow2")
+		}},
+	} {
+		if t.id == TemplateDebianID && c.debian == nil {
+			continue
+		}
+		volid := fmt.Sprintf("%s:%d/base-%d-disk-0.qcow2", t.storage, t.id, t.id)
+		if err := c.makeDisk(ctx, c.nodes[0], volid, t.fill); err != nil {
 			return err
 		}
-		conf := c.guestConf(id, c.cfg.TemplateName, volid, templateDisk)
-		if id == TemplateSharedID {
-			conf.Main["name"] += "-shared"
-		}
+		conf := c.guestConf(t.id, t.name, volid, t.size)
 		conf.Main["template"] = "1"
-		ci := fmt.Sprintf("%s:%d/vm-%d-cloudinit.qcow2", storage, id, id)
+		ci := fmt.Sprintf("%s:%d/vm-%d-cloudinit.qcow2", t.storage, t.id, t.id)
 		if err := c.makeDisk(ctx, c.nodes[0], ci, func(path string) error { return c.disks.CloudInit(ctx, path, nil) }); err != nil {
 			return err
 		}
 		conf.Main["ide2"] = ci + ",media=cdrom"
-		if c.guest != nil {
-			conf.Main["args"] = quoteArgs(c.guest.Args())
+		if t.guest != nil {
+			conf.Main["args"] = quoteArgs(t.guest.Args())
 		}
-		confs[id] = conf
+		confs[t.id], owners[t.id] = conf, c.nodes[0].Name
 	}
-	return c.tree.addConfs(map[int]string{TemplateID: c.nodes[0].Name, TemplateSharedID: c.nodes[0].Name},
-		func(id int) []byte { return confs[id].Bytes() })
+	return c.tree.addConfs(owners, func(id int) []byte { return confs[id].Bytes() })
+}
+
+// debianImage boots the Debian guest; nil without it.
+func (c *Cluster) debianImage() *guestimage.Image {
+	if c.debian == nil {
+		return nil
+	}
+	return &c.debian.Image
 }
 
 func (c *Cluster) makeDisk(_ context.Context, n *Node, volid string, make func(path string) error) error {

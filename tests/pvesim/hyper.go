@@ -34,7 +34,15 @@ func (c *Cluster) chooseHypervisor(ctx context.Context) error {
 }
 
 func (c *Cluster) chooseReal(ctx context.Context) error {
-	real, err1 := kvm.NewReal(ctx, kvm.RealConfig{Log: c.log})
+	cfg := kvm.RealConfig{Log: c.log}
+	if c.cfg.Debian {
+		guest, err := guestimage.FindDebian(ctx, guestimage.Config{})
+		if err != nil {
+			return err
+		}
+		c.debian, cfg.ConsoleDir = &guest, c.cfg.Dir // a guest that takes a minute to boot has something to tell
+	}
+	real, err1 := kvm.NewReal(ctx, cfg)
 	images, err2 := disk.NewQemuImg()
 	guest, err3 := guestimage.Find(ctx, guestimage.Config{})
 	if err := errors.Join(err1, err2, err3); err != nil {

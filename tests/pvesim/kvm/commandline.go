@@ -237,6 +237,15 @@ func controller(bus string) string {
 	return ""
 }
 
+// serial is the option of a disk's device that says what it is called, as the
+// guest will read it.
+func serial(d Disk) string {
+	if d.Serial == "" || d.CDROM {
+		return ""
+	}
+	return ",serial=" + quote(d.Serial)
+}
+
 func throttleGroup(key string) string {
 	return fmt.Sprintf(`{"id":"throttle-drive-%s","limits":{},"qom-type":"throttle-group"}`, key)
 }

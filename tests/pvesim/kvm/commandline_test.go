@@ -37,7 +37,7 @@ func TestCommandLine(t *testing.T) {
 			NUMA: true, Hotplug: []string{"memory"},
 		},
 		"all-buses": {VMID: 103, Name: "d", UUID: "u", RunDir: "/r", Disks: []Disk{
-			{Key: "virtio15", Path: "/a", Format: "raw"}, {Key: "sata5", Path: "/b", Format: "raw"}, {Key: "ide3", Path: "/c", Format: "raw"},
+			{Key: "virtio15", Path: "/a", Format: "raw", Serial: "data,1"}, {Key: "sata5", Path: "/b", Format: "raw"}, {Key: "ide3", Path: "/c", Format: "raw"},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -338,19 +338,51 @@ func testPluggedDisk(t *testing.T, g *linux) {
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g.do(t, "blockdev-add", map[string]any{
-		"driver": "raw", "node-name": "drive-scsi1", "file": map[string]string{"driver": "file", "filename": path},
+	for _, d := range []Disk{
+		{Key: "scsi1", Path: path, Format: "raw", Serial: "data"},
+		{Key: "virtio0", Path: path, Format: "raw", Serial: "logs"},
+	} {
+		if err := PlugDisk(t.Context(), g, d); err != nil {
+			t.Fatal(err)
+		}
+		if d.Key == "scsi1" {
+			g.sees(t, "/sys/block/sdb/size", strconv.Itoa(1<<20/512))
+			// Page 80 of what the disk says about itself: four bytes, then the serial number.
+			g.eventuallyPrints(t, "tail -c +5 /sys/block/sdb/device/vpd_pg80", "data")
+		} else {
+			g.sees(t, "/sys/block/vda/serial", "logs")
+		}
+		if err := UnplugDisk(t.Context(), g, d.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Another CD in the drive of cloud-init, and none.
+	cd := Disk{Key: "ide2", Path: path, Format: "raw", CDROM: true}
+	if err := errors.Join(ChangeMedium(t.Context(), g, cd), ChangeMedium(t.Context(), g, Disk{Key: "ide2", CDROM: true})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventuallyPrints waits until a command of the guest's shell prints something.
+func (g *linux) eventuallyPrints(t *testing.T, command, want string) {
+	t.Helper()
+	eventually(t, func(ctx context.Context) error {
+		got, err := g.run(ctx, "/bin/sh", "-c", command)
+		if err == nil && strings.TrimSpace(got) != want {
+			err = fmt.Errorf("%s: %q, want %q", command, got, want)
+		}
+		return err
 	})
-	g.do(t, "device_add", map[string]any{"driver": "scsi-hd", "bus": "scsihw0.0", "lun": 1, "drive": "drive-scsi1", "id": "scsi1"})
-	g.sees(t, "/sys/block/sdb/size", strconv.Itoa(1<<20/512))
-	g.unplug(t, "scsi1")
 }
 
 func testPluggedNIC(t *testing.T, g *linux) {
-	g.do(t, "netdev_add", map[string]any{"type": "user", "id": "net2", "restrict": true, "ipv6": false, "dhcpstart": "10.0.2.77"})
-	g.do(t, "device_add", map[string]any{"driver": "virtio-net-pci", "netdev": "net2", "id": "net2", "mac": "BC:24:11:00:00:03"})
-	assertInterfaces(t, g, "eth2 bc:24:11:00:00:03 [10.0.2.77/24")
-	g.unplug(t, "net2")
+	if err := PlugNIC(t.Context(), g, NIC{Key: "net2", Model: "virtio", MAC: "BC:24:11:00:00:03"}); err != nil {
+		t.Fatal(err)
+	}
+	assertInterfaces(t, g, "eth2 bc:24:11:00:00:03 [10.0.2.15/24")
+	if err := UnplugNIC(t.Context(), g, "net2"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func testPaused(t *testing.T, g *linux) {
@@ -396,8 +428,9 @@ func TestLinuxGuestPluggedMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.do(t, "object-add", map[string]any{"qom-type": "memory-backend-ram", "id": "mem-dimm0", "size": 512 << 20})
-	g.do(t, "device_add", map[string]any{"driver": "pc-dimm", "id": "dimm0", "memdev": "mem-dimm0", "node": 0})
+	if err := PlugDIMM(t.Context(), g, DIMM{Name: "dimm0", MiB: 512}); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, func(ctx context.Context) error {
 		now, err := g.memory(ctx)
 		if err == nil && now != before+512 {
@@ -405,7 +438,9 @@ func TestLinuxGuestPluggedMemory(t *testing.T) {
 		}
 		return err
 	})
-	g.unplug(t, "dimm0")
+	if err := UnplugDIMM(t.Context(), g, "dimm0"); err != nil {
+		t.Fatal(err)
+	}
 
 	// It boots again, and obeys its agent.
 	if err := g.Reset(t.Context()); err != nil {

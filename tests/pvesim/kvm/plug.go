@@ -32,7 +32,11 @@ func PlugDisk(ctx context.Context, p Process, d Disk) error {
 	}
 	_, err = p.Execute(ctx, "blockdev-add", json.RawMessage(blockdev(d)))
 	if err == nil {
-		_, err = p.Execute(ctx, "device_add", properties(device+",drive=drive-"+d.Key+",id="+d.Key+serial(d)))
+		args := properties(device + ",drive=drive-" + d.Key + ",id=" + d.Key)
+		if d.Serial != "" && !d.CDROM {
+			args["serial"] = d.Serial
+		}
+		_, err = p.Execute(ctx, "device_add", args)
 	}
 	if err != nil {
 		dropBlock(ctx, p, d.Key)
@@ -213,13 +217,4 @@ func devices(ctx context.Context, p Process) ([]string, error) {
 		ids[i] = e.Name
 	}
 	return ids, nil
-}
-
-// serial is the option of a disk's device that says what it is called, as the
-// guest will read it.
-func serial(d Disk) string {
-	if d.Serial == "" || d.CDROM {
-		return ""
-	}
-	return ",serial=" + quote(d.Serial)
 }
