@@ -61,7 +61,7 @@ runcmd:
 		r.UserData = []byte(cloudConfig)
 		r.MetaData = []byte("local-hostname: plain.example.org\nteam: storage\n")
 		r.NetworksJson = `[{"Name":"primary","Bridge":"vmbr0","Model":"virtio","StaticIP":"192.0.2.10/24,2001:db8::10/64","Gateway":"192.0.2.1,2001:db8::1","DNS":"192.0.2.53,2001:db8::53"},` +
-			`{"Name":"storage","Bridge":"vmbr1","Model":"e1000","StaticIP":"198.51.100.7","Prefix":25}]`
+			`{"Name":"storage","Bridge":"vmbr1","Model":"virtio","StaticIP":"198.51.100.7","Prefix":25}]`
 	})
 	parts := s.bootDebian("parts", func(r *providerpb.CreateRequest) {
 		// In parts of type text, cloud-init 22.4 reads ASCII alone.
@@ -76,10 +76,10 @@ runcmd:
 		plain.ran("plain", "Alice Ärgerlich")
 		plain.hasAddresses(map[string][]string{"net0": {"192.0.2.10/24", "2001:db8::10/64"}, "net1": {"198.51.100.7/25"}})
 		plain.says("ip -4 route show default | cut -d' ' -f1-3; ip -6 route show default | cut -d' ' -f1-3", "default via 192.0.2.1\ndefault via 2001:db8::1\n")
-		plain.says("resolvectl dns | sed -n 's/^Link.*: *//p' | grep .", "192.0.2.53 2001:db8::53\n")
+		plain.says("resolvectl dns | sed -n 's/^Link [0-9]* ([^)]*): //p' | grep .", "192.0.2.53 2001:db8::53\n")
 		plain.says("cloud-init query ds.meta_data.team", "storage\n")
 		// The root file system has grown to the disk, and the disk to what was asked for.
-		plain.says("findmnt -no SIZE /", "1.9G\n")
+		plain.says("findmnt -no SIZE / | tr -d ' '", "1.9G\n")
 	})
 	both.Go(func() {
 		parts.isDone()
@@ -272,9 +272,9 @@ func (d *debian) try(command string) (string, error) {
 
 // ask talks to the guest agent on its socket, beside PVE and the agent under test.
 func (d *debian) ask(do func(context.Context, *qga.Session) error) error {
-	ctx, cancel := context.WithTimeout(d.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(d.ctx, time.Minute)
 	defer cancel()
-	session, err := qga.Open(ctx, filepath.Join(d.agent.Node.Run, fmt.Sprintf("%d.qga", vmid(d, d.id))), qga.Options{})
+	session, err := qga.Open(ctx, filepath.Join(d.agent.Node.Run, fmt.Sprintf("%d.qga", vmid(d, d.id))), qga.Options{Sync: 10 * time.Second, Command: 20 * time.Second, RetryBusy: 10 * time.Second})
 	if err != nil {
 		return err
 	}

@@ -136,23 +136,28 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.chooseAddresses(); err != nil {
 		return c, err
 	}
+	return c, c.check()
+}
+
+// check refuses what cannot be.
+func (c Config) check() error {
 	if !slices.Contains([]QEMU{Auto, Real, Fake, None}, c.QEMU) {
-		return c, fmt.Errorf("pvesim: qemu %q: want auto, real, fake or none", c.QEMU)
+		return fmt.Errorf("pvesim: qemu %q: want auto, real, fake or none", c.QEMU)
 	}
 	if c.FirstVM < 100 || (!c.NoTemplates && c.FirstVM <= TemplateDebianID && c.FirstVM+c.VMs > TemplateID) {
-		return c, fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d to %d are the templates'",
+		return fmt.Errorf("pvesim: %d VMs from %d on: numbers start at 100, and %d to %d are the templates'",
 			c.VMs, c.FirstVM, TemplateID, TemplateDebianID)
 	}
 	if c.Debian && c.QEMU != Real {
-		return c, fmt.Errorf("pvesim: the Debian guest needs real VMs, not %s", c.QEMU)
+		return fmt.Errorf("pvesim: the Debian guest needs real VMs, not %s", c.QEMU)
 	}
 	if c.PMXCFS != Dir && c.PMXCFS != FUSE {
-		return c, fmt.Errorf("pvesim: pmxcfs %q: want dir or fuse", c.PMXCFS)
+		return fmt.Errorf("pvesim: pmxcfs %q: want dir or fuse", c.PMXCFS)
 	}
 	if !strings.HasPrefix(c.Version, "7.") && !strings.HasPrefix(c.Version, "8.") && !strings.HasPrefix(c.Version, "9.") {
-		return c, fmt.Errorf("pvesim: version %q: want 7.x, 8.x or 9.x", c.Version)
+		return fmt.Errorf("pvesim: version %q: want 7.x, 8.x or 9.x", c.Version)
 	}
-	return c, nil
+	return nil
 }
 
 // chooseSchema settles schema and version: each may stand for the other.

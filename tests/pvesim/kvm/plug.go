@@ -3,6 +3,7 @@ package kvm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -79,8 +80,14 @@ func UnplugDisk(ctx context.Context, p Process, key string) error {
 	if err := unplug(ctx, p, key); err != nil {
 		return err
 	}
-	dropBlock(ctx, p, key)
-	return nil
+	return await(ctx, "error on removing the volume of '"+key+"'", func(ctx context.Context) (bool, error) {
+		_, err := p.Execute(ctx, "blockdev-del", map[string]string{"node-name": "drive-" + key})
+		if err == nil {
+			_, err = p.Execute(ctx, "object-del", map[string]string{"id": "throttle-drive-" + key})
+			return true, err
+		}
+		return false, nil // the device is not quite gone
+	})
 }
 
 // dropBlock removes what is behind a disk. What is not there does not matter.
@@ -180,22 +187,29 @@ const unplugPatience = 5 * time.Second
 
 // unplug asks for a device and waits until it is gone.
 func unplug(ctx context.Context, p Process, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, unplugPatience)
-	defer cancel()
 	if _, err := p.Execute(ctx, "device_del", map[string]string{"id": id}); err != nil {
 		return err
 	}
+	return await(ctx, "error on hot-unplugging device '"+id+"'", func(ctx context.Context) (bool, error) {
+		there, err := devices(ctx, p)
+		return err == nil && !slices.Contains(there, id), nil
+	})
+}
+
+// await waits until something is done, for as long as Proxmox VE would.
+func await(ctx context.Context, what string, done func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, unplugPatience)
+	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		there, err := devices(ctx, p)
-		if err == nil && !slices.Contains(there, id) {
-			return nil
+		if ok, err := done(ctx); ok || err != nil {
+			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("error on hot-unplugging device '%s'", id)
+			return errors.New(what)
 		}
 	}
 }
