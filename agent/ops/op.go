@@ -118,7 +118,7 @@ func (o *Op) step(name string) *Step {
 type Ref struct {
 	Kind    Kind
 	Node    string
-	Subject string // the VM's id, or what the kind works on
+	Subject string // the VM's id, "<id>/<snapshot>" for an operation on a snapshot, or what the kind works on
 	Op      string // id of the operation
 }
 
