@@ -41,9 +41,6 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 	if err := g.nameIsFree(ctx, r.name); err != nil {
 		return order{}, err
 	}
-	if len(r.unknown) > 0 {
-		g.log.InfoContext(ctx, "keys of a request that this version does not know", "name", r.name, "keys", r.unknown)
-	}
 	o := order{Owner: r.owner, Name: r.name, Fingerprint: r.fingerprint, Tags: r.wish.Tags, Made: r.made}
 	world, err := g.cfg.Watcher.World()
 	if err != nil {

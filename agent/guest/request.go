@@ -22,7 +22,6 @@ type request struct {
 	wish        plan.Wish
 	data        guestData
 	made        map[string]string // see madeOf; nil of a Clone
-	unknown     []string
 }
 
 // guestData is what the guest is to be told by its cloud-init drive, beside its networks.
@@ -48,7 +47,6 @@ func createRequest(owner string, wish spec.Create) request {
 		wish:    plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
 		data:    guestData{UserData: wish.UserData, MetaData: wish.MetaData},
 		made:    madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
-		unknown: wish.Unknown,
 	}
 }
 
@@ -59,7 +57,6 @@ func cloneRequest(owner string, source record.ID, wish spec.Clone) request {
 		source:      source,
 		wish:        plan.Wish{Class: wish.Class, Networks: wish.Networks, Tags: wish.Tags, Linked: wish.Linked},
 		data:        guestData{UserData: wish.UserData, Hostname: wish.Hostname, Domain: wish.Domain, TimeZone: wish.TimeZone},
-		unknown:     wish.Unknown,
 	}
 }
 

@@ -22,6 +22,7 @@ func (s *Server) Clone(ctx context.Context, r *providerpb.CloneRequest) (*provid
 	if err != nil {
 		return nil, Status(fault.New(fault.Invalid, "%w", err))
 	}
+	s.noteUnknown(ctx, wish.Unknown)
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	made, err := s.cfg.Guests.Clone(ctx, s.cfg.Client(ctx), source, wish)

@@ -39,6 +39,8 @@ type Server struct {
 	providerpb.UnimplementedProviderServer
 	cfg   Config
 	waits waits
+
+	unknown unknown
 }
 
 // New returns a server.
@@ -67,6 +69,7 @@ func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*prov
 	if err != nil {
 		return nil, Status(fault.New(fault.Invalid, "%w", err))
 	}
+	s.noteUnknown(ctx, wish.Unknown)
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	made, err := s.cfg.Guests.Create(ctx, s.cfg.Client(ctx), wish)

@@ -25,9 +25,7 @@ func (s *Server) Reconfigure(ctx context.Context, r *providerpb.ReconfigureReque
 	if err != nil {
 		return nil, Status(fault.New(fault.Invalid, "%w", err))
 	}
-	if len(wish.Unknown) > 0 {
-		s.cfg.Log.InfoContext(ctx, "keys of a request that this version does not know", "vm", id, "keys", wish.Unknown)
-	}
+	s.noteUnknown(ctx, wish.Unknown)
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	ctx, stop := context.WithTimeout(ctx, reconfigureWait)
