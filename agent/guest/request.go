@@ -43,10 +43,10 @@ func (r request) key() string { return fmt.Sprintf("%s/%s/%s", ops.Create, r.own
 func createRequest(owner string, wish spec.Create) request {
 	return request{
 		kind: ops.Create, owner: owner, name: wish.Name, dialect: spec.CreateDialect, fingerprint: fingerprint(wish.Canonical()),
-		image:   wish.Image,
-		wish:    plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
-		data:    guestData{UserData: wish.UserData, MetaData: wish.MetaData},
-		made:    madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
+		image: wish.Image,
+		wish:  plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
+		data:  guestData{UserData: wish.UserData, MetaData: wish.MetaData},
+		made:  madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
 	}
 }
 
