@@ -27,6 +27,8 @@ type walk struct {
 	agent *rig.Agent
 	out   io.Writer
 	id    string // of the VM
+
+	snapshot string // as PVE calls it
 }
 
 // all takes the steps in their order and stops at the first that goes wrong.
@@ -45,6 +47,10 @@ func (w *walk) all(ctx context.Context) error {
 		{"Power on", w.powerOn},
 		{"Describe until the guest has an address", w.awaitGuest},
 		{"ListVMs", w.list},
+		{"Snapshot", w.takeSnapshot},
+		{"Reconfigure it while it runs", w.reconfigure},
+		{"Reconfigure again (a repeated request)", w.reconfigureAgain},
+		{"Delete the snapshot", w.dropSnapshot},
 		{"Power off gracefully", w.shutDown},
 		{"Power off gracefully again", w.shutDownAgain},
 		{"Delete", w.delete},
@@ -87,7 +93,7 @@ func (w *walk) validate(ctx context.Context) (string, error) {
 
 func (w *walk) request() *providerpb.CreateRequest {
 	return &providerpb.CreateRequest{
-		Name: name, ClassJson: payloads.MinimalClass, ImageJson: payloads.Image, NetworksJson: payloads.NoNetworks, DisksJson: payloads.NoDisks,
+		Name: name, ClassJson: madeWith, ImageJson: payloads.Image, NetworksJson: payloads.NoNetworks, DisksJson: payloads.NoDisks,
 		UserData: []byte(userData), Tags: []string{"demo"},
 	}
 }
@@ -203,16 +209,25 @@ func (w *walk) awaitGuest(ctx context.Context) (string, error) {
 }
 
 func (w *walk) list(ctx context.Context) (string, error) {
-	l, err := w.agent.Provider.ListVMs(ctx, &providerpb.ListVMsRequest{})
+	vm, err := w.listed(ctx)
 	if err != nil {
 		return "", err
 	}
+	return fmt.Sprintf("%s: %d vCPUs, %d MiB, %d disk", vm.GetName(), vm.GetCpu(), vm.GetMemoryMib(), len(vm.GetDisks())), nil
+}
+
+// listed is the VM as ListVMs tells of it.
+func (w *walk) listed(ctx context.Context) (*providerpb.VMInfo, error) {
+	l, err := w.agent.Provider.ListVMs(ctx, &providerpb.ListVMsRequest{})
+	if err != nil {
+		return nil, err
+	}
 	for _, vm := range l.GetVms() {
 		if vm.GetId() == w.id {
-			return fmt.Sprintf("%d VMs, among them %s: %d vCPUs, %d MiB, %d disk", len(l.GetVms()), vm.GetName(), vm.GetCpu(), vm.GetMemoryMib(), len(vm.GetDisks())), nil
+			return vm, nil
 		}
 	}
-	return "", fmt.Errorf("%s is not among the %d VMs listed", w.id, len(l.GetVms()))
+	return nil, fmt.Errorf("%s is not among the %d VMs listed", w.id, len(l.GetVms()))
 }
 
 func (w *walk) shutDown(ctx context.Context) (string, error) {
