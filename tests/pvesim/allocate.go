@@ -186,7 +186,7 @@ func (c *Cluster) importDrive(ctx context.Context, job driveJob, d vmconf.Drive,
 	if job.t != nil {
 		job.t.logf("create full clone of drive (%s)", src)
 	}
-	volid, err := c.copyVolume(ctx, job.node, path, s.Name, job.vmid, "", format, job.t)
+	volid, err := c.copyVolume(ctx, job.node, path, "", s.Name, job.vmid, format, job.t)
 	if err != nil {
 		return d, dief("cannot import from '%s' - %s", src, err)
 	}
@@ -238,18 +238,19 @@ func (c *Cluster) allocate(ctx context.Context, n *Node, storage string, vmid in
 	return volid, nil
 }
 
-// copyVolume makes a full copy of an image file.
-func (c *Cluster) copyVolume(ctx context.Context, n *Node, src, storage string, vmid int, name, format string, t *Task) (string, error) {
+// copyVolume makes a full copy of an image file, or with snap of the state it
+// had.
+func (c *Cluster) copyVolume(ctx context.Context, n *Node, src, snap, storage string, vmid int, format string, t *Task) (string, error) {
 	info, err := c.disks.Info(ctx, src)
 	if err != nil {
 		return "", err
 	}
-	volid, path, done, err := c.place(n, storage, vmid, name, format)
+	volid, path, done, err := c.place(n, storage, vmid, "", format)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	if err := c.makeImage(path, volid, info.Virtual, func() error { return c.disks.Clone(ctx, src, path, fileFormat(path)) }); err != nil {
+	if err := c.makeImage(path, volid, info.Virtual, func() error { return c.cloneImage(ctx, src, snap, path) }); err != nil {
 		return "", err
 	}
 	if t == nil {
@@ -260,6 +261,13 @@ func (c *Cluster) copyVolume(ctx context.Context, n *Node, src, storage string, 
 	mib := float64(info.Virtual) / (1 << 20)
 	t.logf("transferred 0.0 B of %.1f MiB (0.00%%)\ntransferred %.1f MiB of %.1f MiB (100.00%%)", mib, mib, mib)
 	return volid, nil
+}
+
+func (c *Cluster) cloneImage(ctx context.Context, src, snap, dst string) error {
+	if snap != "" {
+		return c.disks.CloneSnapshot(ctx, src, snap, dst, fileFormat(dst))
+	}
+	return c.disks.Clone(ctx, src, dst, fileFormat(dst))
 }
 
 // fileFormat is what an image file is: a block device's is qcow2.

@@ -336,7 +336,7 @@ func (c *Cluster) cloneDisk(ctx context.Context, job *cloneJob, d vmconf.Drive, 
 		if err != nil {
 			return "", err
 		}
-		return c.copyVolume(ctx, job.node, src, storage, job.dst, "", format, t)
+		return c.copyVolume(ctx, job.node, src, job.snap, storage, job.dst, format, t)
 	}
 	return c.linkVolume(ctx, job, d, src, t)
 }
@@ -378,16 +378,17 @@ func (c *Cluster) linkVolume(ctx context.Context, job *cloneJob, d vmconf.Drive,
 	if err != nil {
 		return "", err
 	}
-	// A thin volume does not know what it came from.
+	// A thin volume does not know what it came from, nor does one of a snapshot.
+	alone := s.Type == TypeLVMThin || job.snap != ""
 	make := c.disks.Linked
-	if s.Type == TypeLVMThin {
-		make = func(ctx context.Context, src, dst string) error { return c.disks.Clone(ctx, src, dst, fileFormat(dst)) }
+	if alone {
+		make = func(ctx context.Context, src, dst string) error { return c.cloneImage(ctx, src, job.snap, dst) }
 	}
 	if err := c.makeImage(path, volid, 0, func() error { return make(ctx, src, path) }); err != nil {
 		return "", err
 	}
 	v, err := parseVolume(volid)
-	if err != nil || s.Type == TypeLVMThin {
+	if err != nil || alone {
 		return volid, err
 	}
 	v.base = base.asBase()

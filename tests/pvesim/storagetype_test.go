@@ -107,6 +107,25 @@ func TestSnapshotsWhereTheyCanBe(t *testing.T) {
 	cl.says("PUT "+vm100+"/config", "tpmstate0=local:100/vm-100-disk-3.raw,version=v1.2", 500, "cannot change TPM state version after creation")
 }
 
+// TestCloneOfASnapshot: it has the size that the disk has now, where the storage can copy one at all.
+func TestCloneOfASnapshot(t *testing.T) {
+	c := lab(t, nil)
+	blocks(t, c)
+	cl := newClient(t, c, "pve1")
+	cl.must("PUT "+vm100+"/config", "scsi1=ceph:1")
+	cl.ends("POST "+vm100+"/snapshot", "snapname=s1", "OK")
+	cl.ends("PUT "+vm100+"/resize", "disk=scsi0&size=%2B64M", "OK")
+	cl.must("PUT "+vm100+"/config", "name=later")
+	cl.ends("POST "+vm100+"/clone", "newid=140&full=1&snapname=s1", "OK")
+	expect(t, c, 140, map[string]string{"scsi0": "local:140/vm-140-disk-0.qcow2,size=72M", "scsi1": "ceph:vm-140-disk-0,size=1G", "parent": "", "snaptime": ""})
+	cl.says("POST "+vm100+"/clone", "newid=141&full=0&snapname=s1", 500, "Linked clone feature is not supported for a snapshot of 'local:100/vm-100-disk-0.qcow2' (scsi0)")
+	cl.says("POST "+vm100+"/clone", "newid=141&full=1&snapname=s9", 500, "snapshot 's9' does not exist")
+	cl.ends("DELETE "+vm100+"/snapshot/s1", "", "OK")
+	cl.must("PUT "+vm100+"/config", "delete=scsi1&scsi2=zfs:1")
+	cl.ends("POST "+vm100+"/snapshot", "snapname=s2", "OK")
+	cl.says("POST "+vm100+"/clone", "newid=141&full=1&snapname=s2", 500, "Full clone feature is not supported for a snapshot of 'zfs:vm-100-disk-0' (scsi2)")
+}
+
 // TestSnapshotOfMemory: it has a volume of its own, which goes with it.
 func TestSnapshotOfMemory(t *testing.T) {
 	c := lab(t, nil)

@@ -45,6 +45,9 @@ type Store interface {
 	// Clone makes a full copy in the format; holes stay holes, links are
 	// resolved, snapshots are not copied. src may be in use by a machine.
 	Clone(ctx context.Context, src, dst, format string) error
+	// CloneSnapshot is Clone for the content that an image had. The copy is as
+	// large as the image is now.
+	CloneSnapshot(ctx context.Context, src, name, dst, format string) error
 	// Linked makes a qcow2 image that holds only the difference to base,
 	// which must not change or go as long as it lives.
 	Linked(ctx context.Context, base, dst string) error

@@ -179,7 +179,11 @@ func testSnapshots(t *testing.T, s subject, dir string) {
 	must(t, s, path, Info{Virtual: 64 * mib, Format: QCOW2, Snapshots: []string{"alpha", "beta"}})
 	ok(t, s.DeleteSnapshot(t.Context(), path, "alpha"))
 	must(t, s, path, Info{Virtual: 64 * mib, Format: QCOW2, Snapshots: []string{"beta"}})
+	clone := filepath.Join(dir, "clone.raw")
+	ok(t, s.CloneSnapshot(t.Context(), path, "beta", clone, Raw))
+	must(t, s, clone, Info{Virtual: 64 * mib, Format: Raw})
 	for name, c := range map[string]struct{ err, want error }{
+		"unknown, clone":   {s.CloneSnapshot(t.Context(), path, "alpha", filepath.Join(dir, "no.raw"), Raw), ErrSnapshot},
 		"twice":            {s.Snapshot(t.Context(), path, "beta"), fs.ErrExist},
 		"unknown, revert":  {s.Revert(t.Context(), path, "alpha"), ErrSnapshot},
 		"unknown, delete":  {s.DeleteSnapshot(t.Context(), path, "alpha"), ErrSnapshot},

@@ -145,6 +145,18 @@ func (Plain) Clone(ctx context.Context, src, dst, format string) error {
 	}))
 }
 
+// CloneSnapshot implements [Store]. The content is today's, as with Revert.
+func (p Plain) CloneSnapshot(ctx context.Context, src, name, dst, format string) error {
+	was, _, err := load(src)
+	if err == nil {
+		err = checkSnapshot(was.info(src, 0), name)
+	}
+	if err != nil {
+		return act("clone to", dst, err)
+	}
+	return p.Clone(ctx, src, dst, format)
+}
+
 // Linked implements [Store].
 func (Plain) Linked(ctx context.Context, base, dst string) error {
 	p, _, err := load(base)

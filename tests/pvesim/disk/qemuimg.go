@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -69,8 +71,24 @@ func (q *QemuImg) Clone(ctx context.Context, src, dst, format string) error {
 	if err != nil {
 		return act("clone to", dst, err)
 	}
+	return q.convert(ctx, src, dst, "-f", info.Format, "-O", format)
+}
+
+// CloneSnapshot implements [Store].
+func (q *QemuImg) CloneSnapshot(ctx context.Context, src, name, dst, format string) error {
+	info, err := q.Info(ctx, src)
+	if err == nil {
+		err = errors.Join(checkFormat(format), checkSnapshot(info, name))
+	}
+	if err != nil {
+		return act("clone to", dst, err)
+	}
+	return q.convert(ctx, src, dst, "-f", info.Format, "-O", format, "-l", "snapshot.name="+name)
+}
+
+func (q *QemuImg) convert(ctx context.Context, src, dst string, how ...string) error {
 	return act("clone to", dst, making(dst, func() error {
-		_, err := q.run(ctx, "convert", "-q", "-U", "-f", info.Format, "-O", format, src, dst)
+		_, err := q.run(ctx, slices.Concat([]string{"convert", "-q", "-U"}, how, []string{src, dst})...)
 		return err
 	}))
 }
