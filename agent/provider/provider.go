@@ -120,14 +120,7 @@ func (s *Server) Power(ctx context.Context, r *providerpb.PowerRequest) (*provid
 	}
 	grace := time.Duration(r.GetGracefulTimeoutSeconds()) * time.Second
 	h, err := s.cfg.Guests.Power(ctx, s.cfg.Client(ctx), id, op, grace)
-	if err != nil {
-		return nil, Status(err)
-	}
-	task, err := s.await(ctx, h)
-	if err != nil {
-		return nil, Status(err)
-	}
-	return &providerpb.TaskResponse{Task: task}, nil
+	return s.taskResponse(ctx, h, err)
 }
 
 // Describe tells a VM's state. Exists is false only when the VM certainly does not exist: the manager then makes a
@@ -156,6 +149,18 @@ func (s *Server) TaskStatus(ctx context.Context, r *providerpb.TaskStatusRequest
 		return nil, Status(err)
 	}
 	return &providerpb.TaskStatusResponse{Done: done, Error: failure}, nil
+}
+
+// taskResponse is the answer of calls that only say whether they have been carried out.
+func (s *Server) taskResponse(ctx context.Context, h *ops.Handle, err error) (*providerpb.TaskResponse, error) {
+	if err != nil {
+		return nil, Status(err)
+	}
+	task, err := s.await(ctx, h)
+	if err != nil {
+		return nil, Status(err)
+	}
+	return &providerpb.TaskResponse{Task: task}, nil
 }
 
 // await waits for an operation up to the sync wait. It returns no task when the operation has ended well, its error

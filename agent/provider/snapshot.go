@@ -37,14 +37,7 @@ func (s *Server) SnapshotDelete(ctx context.Context, r *providerpb.SnapshotDelet
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	op, err := s.cfg.Guests.SnapshotDelete(ctx, s.cfg.Client(ctx), id, r.GetSnapshotId())
-	if err != nil {
-		return nil, Status(err)
-	}
-	task, err := s.await(ctx, op)
-	if err != nil {
-		return nil, Status(err)
-	}
-	return &providerpb.TaskResponse{Task: task}, nil
+	return s.taskResponse(ctx, op, err)
 }
 
 // SnapshotRevert takes a VM back to a snapshot.
@@ -56,12 +49,5 @@ func (s *Server) SnapshotRevert(ctx context.Context, r *providerpb.SnapshotRever
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	op, err := s.cfg.Guests.SnapshotRevert(ctx, s.cfg.Client(ctx), id, r.GetSnapshotId())
-	if err != nil {
-		return nil, Status(err)
-	}
-	task, err := s.await(ctx, op)
-	if err != nil {
-		return nil, Status(err)
-	}
-	return &providerpb.TaskResponse{Task: task}, nil
+	return s.taskResponse(ctx, op, err)
 }
