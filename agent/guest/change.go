@@ -185,7 +185,8 @@ func (c *change) target(vmid int) hotplug.Target {
 
 // step carries out a step. What fails is noted, and is no error here unless everything has to be looked at anew.
 func (c *change) step(ctx context.Context, vm *pmxcfs.VM, s plan.Step) error {
-	name := fmt.Sprintf("%d %s", len(c.run.Op().Steps)+1, stepKey(s)) // the same may come again in another life
+	key := stepKey(s)
+	name := fmt.Sprintf("%d %s", len(c.run.Op().Steps)+1, key) // the same may come again in another life
 	err := c.run.Step(ctx, name, func(ctx context.Context, run *ops.StepRun) error {
 		return c.carryOut(ctx, vm, &s, run)
 	})
@@ -199,7 +200,7 @@ func (c *change) step(ctx context.Context, vm *pmxcfs.VM, s plan.Step) error {
 	default:
 		c.failed = append(c.failed, failure{part: s.Part, err: fault.New(fault.Of(err), "%s: %w", s.Part, err)})
 	}
-	c.tried[stepKey(s)] = true
+	c.tried[key] = true
 	return nil
 }
 

@@ -72,7 +72,10 @@ func (g *Guests) Reconfigure(ctx context.Context, owner string, id record.ID, wi
 	if err != nil || !joined {
 		return h, err
 	}
-	return g.joinChange(act, id, order, h)
+	if h, err = g.joinChange(act, id, order, h); h == nil && err == nil {
+		err = fault.New(fault.Aborted, "%s: another change of it has ended this moment, ask again", act)
+	}
+	return h, err
 }
 
 func changeKey(vmid int) string { return fmt.Sprintf("%s/%d", ops.Reconfigure, vmid) }
@@ -100,7 +103,10 @@ func (g *Guests) joinChange(act string, id record.ID, order changing, h *ops.Han
 	}
 	var other changing
 	op := h.Op()
-	if op.State == ops.Running && (json.Unmarshal(op.Params, &other) != nil || other.Fingerprint != order.Fingerprint || other.ID != order.ID) {
+	if op.State != ops.Running { // its end is not that of this change
+		return nil, nil
+	}
+	if json.Unmarshal(op.Params, &other) != nil || other.Fingerprint != order.Fingerprint || other.ID != order.ID {
 		return nil, fault.New(fault.Aborted, "%s: another change of it is under way since %s, ask again", act, op.Created.Format(time.RFC3339))
 	}
 	return h, nil
@@ -200,7 +206,9 @@ func summary(vmid int, done []string, failed []error) error {
 		return nil
 	}
 	reason := fault.Of(failed[0])
-	for _, err := range failed[1:] {
+	var texts []string
+	for _, err := range failed {
+		texts = append(texts, err.Error())
 		if fault.Of(err) != reason {
 			reason = fault.Precondition
 		}
@@ -209,7 +217,7 @@ func summary(vmid int, done []string, failed []error) error {
 	if len(done) > 0 {
 		text = "done: " + strings.Join(done, "; ")
 	}
-	return fault.New(reason, "reconfigure VM %d: %w; %s", vmid, errors.Join(failed...), text)
+	return fault.New(reason, "reconfigure VM %d: %s; %s", vmid, strings.Join(texts, "; "), text)
 }
 
 // settleRecord keeps in the record what only a Reconfigure changes: the words of its tags, and the volumes.

@@ -24,6 +24,7 @@ type plugCrash struct {
 	id   string
 	qemu *qmptest.QEMU
 	fuse atomic.Pointer[plugFuse]
+	died int
 }
 
 // plugFuse kills the agent at the nth command or request of a kind, before or after it has its effect.
@@ -61,6 +62,9 @@ func TestCrashWhilePlugging(t *testing.T) {
 		c.crash(fmt.Sprintf("at write %d of the journal, after it: %v", p.Write, p.After), write%3 == 0, func() { c.must(c.life.arm(p)) })
 	}
 	c.must(c.life.stop())
+	if c.died < len(rows) {
+		t.Errorf("the agent has died %d times only", c.died)
+	}
 }
 
 func startPlugCrash(t *testing.T) *plugCrash {
@@ -146,6 +150,7 @@ func (c *plugCrash) crash(name string, repeat bool, arm func()) {
 		_, err := c.life.provider.Reconfigure(c.ctx, &providerpb.ReconfigureRequest{Id: c.id, DesiredJson: change.to})
 		c.fuse.Store(nil)
 		if err != nil {
+			c.died++
 			select {
 			case <-c.life.over:
 			case <-time.After(c.patience):

@@ -224,6 +224,23 @@ func TestReconfigurePlugsDIMMs(t *testing.T) {
 	s.says(id, map[string]string{"memory": "4096", "balloon": "", "shares": ""})
 }
 
+// TestReconfigureOfAVMThatWasStartedOtherwise: its config says that CPUs can be unplugged, and QEMU has none that can.
+func TestReconfigureOfAVMThatWasStartedOtherwise(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.add(500, map[string]string{"cores": "4", "vcpus": "2", "memory": "512"})
+	s.on("500")
+	s.set(500, map[string]string{"hotplug": "cpu,disk,network,usb"})
+	s.must(s.reconfigure("500", desired(hot(1, 512), `,"Disks":[{"Name":"data","SizeGiB":1}]`)))
+	s.says("500", map[string]string{"vcpus": "2"})
+	if raw := s.raw(s.described("500")); raw["pending"] != "vcpus" || raw["next_start"] != "vcpus becomes 1 (now 2)" {
+		t.Errorf("described as %v", raw)
+	}
+	if conf := s.config("500"); !strings.Contains(fmt.Sprint(conf), "serial=data") {
+		t.Errorf("without its disk: %v", conf)
+	}
+}
+
 func TestReconfigureRefuses(t *testing.T) {
 	t.Parallel()
 	s := start(t)
