@@ -34,6 +34,7 @@ type change struct {
 	live   []string  // what was done, in words
 	waits  []string  // what was written for the next start
 	silent time.Time // since when QEMU does not answer; zero: it does
+	reason string    // why it waits, as logged last
 }
 
 // failure is a part of the VM that could not be changed.
@@ -84,6 +85,10 @@ func (c *change) awaitEarlier(ctx context.Context) error {
 
 // worth reports whether a round that failed is worth another one.
 func (c *change) worth(err error) bool {
+	if text := err.Error(); text != c.reason {
+		c.reason = text
+		c.log.Info("a change of a VM did not get on", "vm", c.id.VMID, "err", err)
+	}
 	if !errors.Is(err, errSilent) && !errors.Is(err, hotplug.ErrBusy) {
 		c.silent = time.Time{}
 		return errors.Is(err, errAgain)
@@ -125,11 +130,11 @@ func stepKey(s plan.Step) string { return s.Part + ": " + s.What() }
 
 // look finds the VM, free of PVE's locks, and plans what is left to be done.
 func (c *change) look(ctx context.Context) (*pmxcfs.VM, plan.Changes, error) {
-	vm, err := c.here(ctx)
-	if err != nil {
+	if err := c.mended(ctx); err != nil {
 		return nil, plan.Changes{}, err
 	}
-	if err := c.mended(ctx, vm); err != nil {
+	vm, err := c.here(ctx)
+	if err != nil {
 		return nil, plan.Changes{}, err
 	}
 	now, err := c.now(ctx, vm)
@@ -161,12 +166,16 @@ func (c *change) here(ctx context.Context) (*pmxcfs.VM, error) {
 	return vm, nil
 }
 
-// mended makes the config say how many vCPUs run, where an earlier life was interrupted.
-func (c *change) mended(ctx context.Context, vm *pmxcfs.VM) error {
+// mended makes the config say how many vCPUs run, where an earlier life was interrupted. That comes before all else, and
+// waits for no backup.
+func (c *change) mended(ctx context.Context) error {
 	if !c.mend {
 		return nil
 	}
-	_, err := c.cfg.Plugger.Mend(ctx, c.target(vm.ID))
+	if _, err := c.findHere(ctx, c.id); err != nil {
+		return err
+	}
+	_, err := c.cfg.Plugger.Mend(ctx, c.target(c.id.VMID))
 	if errors.Is(err, hotplug.ErrNotRunning) || errors.Is(err, hotplug.ErrUnpluggable) {
 		err = nil // there is nothing to be mended
 	}

@@ -61,6 +61,7 @@ func TestCrashWhilePlugging(t *testing.T) {
 		p := crashPoint{Write: write, After: write%4 == 1}
 		c.crash(fmt.Sprintf("at write %d of the journal, after it: %v", p.Write, p.After), write%3 == 0, func() { c.must(c.life.arm(p)) })
 	}
+	c.crashAndBackup()
 	c.must(c.life.stop())
 	if c.died < len(rows) {
 		t.Errorf("the agent has died %d times only", c.died)
@@ -165,6 +166,33 @@ func (c *plugCrash) crash(name string, repeat bool, arm func()) {
 			c.Errorf("%s: the config says %s vCPUs, want %d", name, got, change.vcpus)
 		}
 	}
+}
+
+// crashAndBackup lets the agent die between QEMU and the config, and a backup begin: the next agent writes down what runs
+// all the same, and does the rest when the backup is over.
+func (c *plugCrash) crashAndBackup() {
+	c.Helper()
+	c.must(c.life.arm(crashPoint{})) // what is left of another row
+	f := &plugFuse{what: "device_add", after: true}
+	f.left.Store(1)
+	c.fuse.Store(f)
+	wish := &providerpb.ReconfigureRequest{Id: c.id, DesiredJson: desired(hot(3, 2048))}
+	if _, err := c.life.provider.Reconfigure(c.ctx, wish); err == nil {
+		c.Fatal("the agent lives")
+	}
+	<-c.life.over
+	c.must(c.life.bury())
+	c.must(c.sim.SetConfig(vmid(c, c.id), map[string]string{"lock": "backup"}))
+	if got := c.config(c.id)["vcpus"]; got != "1" {
+		c.Fatalf("the config says %s vCPUs: it was killed too late", got)
+	}
+	c.live()
+	c.eventually("the config says what runs", func() bool { return c.config(c.id)["vcpus"] == "2" })
+	c.runs(c.id, 2, 2048)
+	c.must(c.sim.SetConfig(vmid(c, c.id), map[string]string{"lock": ""}))
+	_, err := c.life.provider.Reconfigure(c.ctx, wish)
+	c.must(err)
+	c.runs(c.id, 3, 2048)
 }
 
 // settle waits for the end of what the agent has taken up again, or asks once more.
