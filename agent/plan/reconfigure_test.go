@@ -1,7 +1,6 @@
 package plan
 
 import (
-	cmdline "flag"
 	"fmt"
 	"os"
 	"strings"
@@ -12,12 +11,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
-
-// rewriting reports whether -update was given.
-func rewriting() bool {
-	f := cmdline.Lookup("update")
-	return f != nil && f.Value.String() == "true"
-}
 
 // story is one case of a golden file:
 //
@@ -43,12 +36,12 @@ func TestReconfigureStories(t *testing.T) {
 	out.WriteString(preface)
 	for _, s := range stories {
 		got := s.told(t)
-		if !rewriting() && got != s.plan {
+		if !*update && got != s.plan {
 			t.Errorf("%s (-want +got):\n%s", s.title, cmp.Diff(s.plan, got))
 		}
 		fmt.Fprintf(&out, "== %s\n%s-- %s\n%s->\n%s\n", s.title, s.config, s.state, s.wish, got)
 	}
-	if !rewriting() {
+	if !*update {
 		return
 	}
 	if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
@@ -142,4 +135,25 @@ func (c Changes) text() string {
 		return "nothing to do\n"
 	}
 	return b.String()
+}
+
+func TestGuestMemory(t *testing.T) {
+	for config, want := range map[string]int64{
+		"memory: 2048\n":                                     2048,
+		"memory: 2048\nballoon: 1024\n":                      2048, // PVE moves it
+		"memory: 2048\nballoon: 1024\nshares: 500\n":         2048,
+		"memory: 2048\nballoon: 1024\nshares: 0\n":           1024,
+		"memory: 2048\nballoon: 4096\nshares: 0\n":           2048,
+		"memory: 2048\nballoon: 0\nshares: 0\n":              2048,
+		"shares: 0\n":                                        512, // PVE's default
+		"memory: 2048\n\n[PENDING]\nballoon: 1\nshares: 0\n": 2048,
+	} {
+		conf, err := pmxcfs.ParseConf("100.conf", []byte(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := GuestMemoryMiB(conf); got != want {
+			t.Errorf("%q: %d MiB, want %d", config, got, want)
+		}
+	}
 }
