@@ -8,10 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"mime/multipart"
 	"net/netip"
-	"net/textproto"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,9 +61,9 @@ runcmd:
 			`{"Name":"storage","Bridge":"vmbr1","Model":"virtio","StaticIP":"198.51.100.7","Prefix":25}]`
 	})
 	parts := s.bootDebian("parts", func(r *providerpb.CreateRequest) {
-		// In parts of type text, cloud-init 22.4 reads ASCII alone.
+		// Of a part that is not in base64, cloud-init 22.4 takes ASCII alone.
 		ascii := strings.Replace(cloudConfig, "Ä", "A", 1)
-		r.UserData = multipartOf(t, map[string]string{"text/cloud-config": ascii, "text/x-shellscript": script})
+		r.UserData = multipartOf([2]string{"text/cloud-config", ascii}, [2]string{"text/x-shellscript", script})
 		r.NetworksJson = `[{"Name":"primary","StaticIP":"192.0.2.11","Prefix":24,"Gateway":"192.0.2.1","DNS":"192.0.2.53"}]`
 	})
 	var both sync.WaitGroup
@@ -86,7 +83,7 @@ runcmd:
 		parts.says("hostname", "parts\n")
 		parts.ran("parts", "Alice Argerlich")
 		parts.says("cat /var/lib/script-ran", "script of parts: ä $x\n")
-		parts.says("sha256sum </var/lib/script-itself", fmt.Sprintf("%x  -\n", sha256.Sum256([]byte(script))))
+		parts.says("sha256sum </var/lib/script-itself", fmt.Sprintf("%x  -\n", sha256.Sum256([]byte(script+"\n"))))
 		parts.hasAddresses(map[string][]string{"net0": {"192.0.2.11/24"}})
 	})
 	both.Wait()
@@ -110,27 +107,16 @@ func realQEMU(t *testing.T) pvesim.QEMU {
 	return pvesim.Real
 }
 
-// multipartOf joins parts as the manager does, in the order of their types.
-func multipartOf(t *testing.T, parts map[string]string) []byte {
-	t.Helper()
-	var body strings.Builder
-	w := multipart.NewWriter(&body)
-	if err := w.SetBoundary("VIRTRIGAUD_CLOUD_INIT_BOUNDARY"); err != nil {
-		t.Fatal(err)
+// multipartOf joins parts byte for byte as the manager does, but for the types, which all are text/cloud-config there.
+func multipartOf(parts ...[2]string) []byte {
+	const boundary = "VIRTRIGAUD_CLOUD_INIT_BOUNDARY"
+	var b strings.Builder
+	b.WriteString("Content-Type: multipart/mixed; boundary=\"" + boundary + "\"\nMIME-Version: 1.0\n")
+	for _, p := range parts {
+		fmt.Fprintf(&b, "\n--%s\nContent-Type: %s; charset=\"utf-8\"\n\n%s\n", boundary, p[0], p[1])
 	}
-	for _, kind := range []string{"text/cloud-config", "text/x-shellscript"} {
-		part, err := w.CreatePart(textproto.MIMEHeader{"Content-Type": {kind + `; charset="utf-8"`}, "MIME-Version": {"1.0"}})
-		if err == nil {
-			_, err = io.WriteString(part, parts[kind])
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return []byte("Content-Type: multipart/mixed; boundary=\"VIRTRIGAUD_CLOUD_INIT_BOUNDARY\"\nMIME-Version: 1.0\n\n" + body.String())
+	b.WriteString("\n--" + boundary + "--\n")
+	return []byte(b.String())
 }
 
 // debian is a VM with a Debian guest.
