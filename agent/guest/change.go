@@ -46,6 +46,9 @@ type failure struct {
 // errAgain marks a step that came to nothing because the VM is not any more what it was planned for.
 var errAgain = errors.New("the VM has changed meanwhile")
 
+// errAtWork marks a VM that PVE is at work on, for a while.
+var errAtWork = errors.New("PVE is at work on it")
+
 // reconfigure is the handler of reconfigure operations.
 func (g *Guests) reconfigure(ctx context.Context, r *ops.Run) error {
 	c := &change{Guests: g, run: r, tried: map[string]bool{}}
@@ -91,7 +94,7 @@ func (c *change) worth(err error) bool {
 	}
 	if !errors.Is(err, errSilent) && !errors.Is(err, hotplug.ErrBusy) {
 		c.silent = time.Time{}
-		return errors.Is(err, errAgain)
+		return errors.Is(err, errAgain) || errors.Is(err, errAtWork)
 	}
 	if c.silent.IsZero() {
 		c.silent = time.Now()
@@ -161,7 +164,7 @@ func (c *change) here(ctx context.Context) (*pmxcfs.VM, error) {
 	case lasting[vm.Conf.Lock()]:
 		return nil, fault.New(fault.Precondition, "VM %d is locked (%s) until somebody resumes or unlocks it", vm.ID, vm.Conf.Lock())
 	case vm.Conf.Lock() != "": // PVE takes it away when it is done
-		return nil, fault.New(fault.Aborted, "VM %d is locked (%s): %w", vm.ID, vm.Conf.Lock(), errAgain)
+		return nil, fault.New(fault.Aborted, "VM %d is locked (%s): %w", vm.ID, vm.Conf.Lock(), errAtWork)
 	}
 	return vm, nil
 }
@@ -376,7 +379,7 @@ func (c *change) balloon(ctx context.Context, vm *pmxcfs.VM, s *plan.Step) error
 // keepBalloon makes the config say what the guest has after it did not do what it was asked for. If it has given nothing,
 // less memory is the affair of its next start.
 func (c *change) keepBalloon(ctx context.Context, got, asked int) error {
-	return ops.Retry(ctx, func(err error) bool { return errors.Is(err, errAgain) || passing(err) }, func(ctx context.Context) error {
+	return ops.Retry(ctx, func(err error) bool { return errors.Is(err, errAgain) || errors.Is(err, errAtWork) || passing(err) }, func(ctx context.Context) error {
 		vm, err := c.here(ctx)
 		if err != nil {
 			return err
