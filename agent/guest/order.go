@@ -67,7 +67,7 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 // origin finds what the VM is to be made from, and returns its config, or the one that a new VM will begin with.
 func (g *Guests) origin(ctx context.Context, r request, o *order, world *pmxcfs.World) (*pmxcfs.Conf, plan.Site, error) {
 	site := g.site(r.dialect, world)
-	if c := r.wish.Class; c != nil && c.SecurityProfile != nil && c.SecurityProfile.VTDEnabled {
+	if plan.NeedsVersion(r.wish.Class) {
 		if v, err := g.cfg.PVE.Version(ctx); err == nil { // else PVE itself refuses what it cannot do, later
 			site.Major = v.Major()
 		}

@@ -24,7 +24,7 @@ type Blank struct {
 const rootKey = "scsi0"
 
 // isoVolume is the volume id of an installation medium.
-var isoVolume = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.-]*):iso/[^/]+\.(iso|img)$`)
+var isoVolume = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.-]*):iso/[^/]+\.(?i:iso|img)$`)
 
 // diskVolume is the volume id of a disk; of its parts only the storage matters here.
 var diskVolume = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.-]*):[^:]+$`)

@@ -52,6 +52,7 @@ dir: elsewhere
 		Bridges: map[string]string{"storage": "vmbr5"},
 		StorageClasses: map[string]StorageClass{
 			"nvme": {Storage: "thick", Options: Values{"ssd": "1", "iothread": "1"}}, "hdd": {Options: Values{"discard": "ignore"}},
+			"fast": {Options: Values{"iothread": "true"}},
 		},
 	}}
 }

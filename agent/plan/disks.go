@@ -62,9 +62,13 @@ func DataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage string, site Sit
 
 func dataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage, datastore string, extra map[string]string, site Site) (Disks, error) {
 	var out Disks
-	slots := newSlots(conf)
+	slots, serials := newSlots(conf), map[string]int{}
 	for i, d := range wish {
 		serial := Serial(d.Name, i)
+		if other, taken := serials[serial]; taken { // "disk-2" is also what the second one without a name is called
+			return Disks{}, site.fail(fault.Invalid, site.Dialect.DiskError(i, "Name", fmt.Sprintf("serial %s is also that of disk %d: name it otherwise", serial, other)))
+		}
+		serials[serial] = i
 		if have, ok := bySerial(conf, serial); ok {
 			grow, err := growth(d, i, have, site)
 			if err != nil {
@@ -124,6 +128,9 @@ func newDisk(d spec.Disk, at int, serial string, slots *slots, rootStorage, data
 		return bad(fault.Precondition, "", "no bus has a free slot for another disk")
 	}
 	options, _ := driveOptions(class.Options, extra, key)
+	if two := clash(options); two != "" {
+		return bad(fault.Invalid, "Type", "with the ExtraConfig it has %s, of which PVE takes one", two)
+	}
 	options["serial"] = serial
 	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial, GiB: d.SizeGiB}, nil
 }
@@ -159,7 +166,11 @@ func bySerial(conf *pmxcfs.Conf, serial string) (pmxcfs.Drive, bool) {
 func (s Site) storageClass(name string) (StorageClass, error) {
 	class, ok := s.Policy.StorageClasses[name]
 	if ok || name == "" || name == "thin" {
-		return class, nil
+		options := Values{}
+		for option, value := range class.Options {
+			options[option] = normal(driveOptionKinds[option], value) // "true" of a YAML file
+		}
+		return StorageClass{Storage: class.Storage, Options: options}, nil
 	}
 	return StorageClass{}, fmt.Errorf("%q: %w; add it to the configuration: storage-classes: {%s: {storage: <storage>}}", name, errUnknownClass, name)
 }
@@ -204,7 +215,27 @@ func (s Site) rootDisk(class spec.Class, p spec.Placement, source *pmxcfs.Conf) 
 		return rootPlan{}, s.class(fault.Precondition, field, "%v", err)
 	}
 	plan.options, plan.notes = driveOptions(options, class.ExtraConfig, boot.Key)
+	if two := clash(plan.options); two != "" {
+		return rootPlan{}, s.class(fault.Invalid, "ExtraConfig", "the root disk would have %s, of which PVE takes one", two)
+	}
 	return plan, nil
+}
+
+// clash names two limits of which a drive may have one only: one for reads and writes together, and one for either. PVE
+// could not read the drive again; "" if there are none.
+func clash(options Values) string {
+	for _, whole := range []string{"iops", "iops_max", "mbps", "mbps_max"} {
+		unit, burst, _ := strings.Cut(whole, "_")
+		for _, half := range []string{unit + "_rd", unit + "_wr"} {
+			if burst != "" {
+				half += "_" + burst
+			}
+			if options[whole] != "" && options[half] != "" {
+				return whole + " and " + half
+			}
+		}
+	}
+	return ""
 }
 
 // driveOptions are those of a class, overruled by those of the request, as far as the bus of key has them.

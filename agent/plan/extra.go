@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
 
 // extraPrefix begins the keys of ExtraConfig that are meant for PVE. Others are of other hypervisors.
@@ -32,6 +34,14 @@ func matching(pattern string) func(string) bool {
 	return regexp.MustCompile(`^(?:` + pattern + `)$`).MatchString
 }
 
+// upTo is a number that is in PVE's range for it.
+func upTo(least, most float64, k kind) kind {
+	return kind{func(s string) bool {
+		n, err := strconv.ParseFloat(s, 64)
+		return k.valid(s) && err == nil && n >= least && n <= most
+	}, fmt.Sprintf("%s from %g to %g", k.words, least, most)}
+}
+
 func oneOf(values ...string) kind {
 	return kind{func(s string) bool { return slices.Contains(values, s) }, "one of " + strings.Join(values, ", ")}
 }
@@ -41,12 +51,28 @@ func oneOf(values ...string) kind {
 // decides itself (name, smbios1, cores, memory, drives, ...).
 var extraKinds = map[string]kind{
 	"acpi": onOff, "agent": words, "allow-ksm": onOff, "audio0": words, "autostart": onOff, "balloon": number,
-	"ciupgrade": onOff, "citype": oneOf("configdrive2", "nocloud", "opennebula"), "cpu": words, "cpulimit": decimal, "cpuunits": number,
+	"ciupgrade": onOff, "citype": oneOf("configdrive2", "nocloud", "opennebula"), "cpu": words, "cpulimit": upTo(0, maxCPULimit, decimal), "cpuunits": upTo(1, 262144, number),
 	"description": text, "keyboard": words, "kvm": onOff, "localtime": onOff, "machine": words, "migrate_downtime": decimal,
 	"onboot": onOff, "ostype": words, "protection": onOff, "reboot": onOff, "rng0": words,
 	"scsihw":  oneOf("lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"),
 	"serial0": oneOf("socket"), "serial1": oneOf("socket"), "serial2": oneOf("socket"), "serial3": oneOf("socket"),
-	"shares": number, "tablet": onOff, "vga": words, "vmstatestorage": words, "watchdog": words,
+	"shares": upTo(0, 50000, number), "tablet": onOff, "vga": words, "vmstatestorage": words, "watchdog": words,
+}
+
+// newer are the options that PVE has only since a major version of it.
+var newer = map[string]int{"allow-ksm": 9, "ciupgrade": 8}
+
+// NeedsVersion reports whether a class can be carried out depends on PVE's version.
+func NeedsVersion(class *spec.Class) bool {
+	if class == nil {
+		return false
+	}
+	for name := range newer {
+		if _, said := class.ExtraConfig[extraPrefix+name]; said {
+			return true
+		}
+	}
+	return class.SecurityProfile != nil && class.SecurityProfile.VTDEnabled
 }
 
 // driveOptionKinds are the options of drives that a request may set: proxmox.disk.<option>.
@@ -60,7 +86,7 @@ var driveOptionKinds = map[string]kind{
 // nicOptionKinds are the options of NICs that a request may set: proxmox.net.<option> for all, proxmox.net<N>.<option>
 // for the one of the Nth network of the request.
 var nicOptionKinds = map[string]kind{
-	"firewall": onOff, "link_down": onOff, "mtu": number, "queues": number, "rate": decimal,
+	"firewall": onOff, "link_down": onOff, "mtu": upTo(1, 65520, number), "queues": upTo(0, 64, number), "rate": decimal,
 	"trunks": {matching(`\d{1,4}(-\d{1,4})?(;\d{1,4}(-\d{1,4})?)*`), "VLAN ids separated by ';'"},
 }
 
@@ -76,7 +102,9 @@ func checkExtra(extra map[string]string, site Site) error {
 		}
 		kind, ok := kindOf(name)
 		field := "ExtraConfig." + key
-		switch {
+		switch since := newer[name]; {
+		case site.Major > 0 && site.Major < since:
+			return site.class(fault.Precondition, field, "PVE %d has no such setting; it came with %d", site.Major, since)
 		case !ok:
 			return site.class(fault.Invalid, field, "is not among the settings that a request may make; see docs/payloads.md for the list")
 		case !kind.valid(extra[key]):

@@ -22,11 +22,17 @@ func firmware(class spec.Class, source *pmxcfs.Conf, storage string, site Site) 
 	}
 	v := Values{}
 	machine, _ := source.Get("machine")
+	wanted, said := class.ExtraConfig[extraPrefix+"machine"] // stands above what follows from the firmware
+	if said {
+		machine = wanted
+	}
 	bios, _ := source.Get("bios")
 	asked := class.Firmware == "UEFI" || class.Firmware == "EFI"
 	if asked && bios != "ovmf" {
 		bios, v["bios"] = "ovmf", "ovmf"
-		machine = machineOf(machine, "q35")
+		if !said {
+			machine = machineOf(machine, "q35")
+		}
 	}
 	if err := needUEFI(class, s, bios == "ovmf", site); err != nil {
 		return nil, nil, err
@@ -35,7 +41,11 @@ func firmware(class spec.Class, source *pmxcfs.Conf, storage string, site Site) 
 		if site.Major > 0 && site.Major < 8 {
 			return nil, nil, site.class(fault.Precondition, "SecurityProfile.VTDEnabled", "PVE %d has no virtual IOMMU; it came with 8", site.Major)
 		}
-		machine = withOption(machineOf(machine, "q35"), "viommu", "intel")
+		with := withOption(machineOf(machine, "q35"), "viommu", "intel")
+		if first, _, _ := strings.Cut(machine, ","); said && !strings.Contains(with, first) {
+			return nil, nil, site.class(fault.Invalid, "ExtraConfig."+extraPrefix+"machine", "%q has no virtual IOMMU, which SecurityProfile.VTDEnabled asks for: take q35", wanted)
+		}
+		machine = with
 	}
 	if old, _ := source.Get("machine"); machine != old {
 		v["machine"] = machine

@@ -16,7 +16,11 @@ func (r *reconfiguring) lasting() {
 	boot, bootable := r.next.BootDisk()
 	values, stores, err := firmware(r.wish.Class, r.next, boot.Storage, r.site)
 	r.otherwise(err)
-	r.out.Ignored = append(r.out.Ignored, slices.Sorted(maps.Keys(values))...)
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if !slices.Contains(r.out.Ignored, key) { // ExtraConfig may have said it
+			r.out.Ignored = append(r.out.Ignored, key)
+		}
+	}
 	for _, d := range stores {
 		r.out.Ignored = append(r.out.Ignored, d.Key)
 	}

@@ -13,6 +13,9 @@ import (
 // maxCPUUnits is the largest weight of a cgroup (cpu.weight of version 2, to which PVE clamps cpuunits).
 const maxCPUUnits = 10000
 
+// maxCPULimit is the largest cpulimit of PVE, in CPUs.
+const maxCPULimit = 128
+
 // Weights of VMs whose class says how much latency matters; 100 is PVE's default.
 const (
 	unitsLow  = 50
@@ -59,6 +62,9 @@ func cpuLimits(v Values, l spec.ResourceLimits, site Site) error {
 	}
 	if site.MHz <= 0 {
 		return site.class(fault.Precondition, "ResourceLimits.CPULimit", "%d MHz cannot be told in CPUs: the clock of this node's CPUs is unknown; use ExtraConfig %scpulimit", *l.CPULimit, extraPrefix)
+	}
+	if *l.CPULimit > maxCPULimit*site.MHz {
+		return site.class(fault.Invalid, "ResourceLimits.CPULimit", "%d MHz are more than %d CPUs of this node, PVE's largest limit; leave it away", *l.CPULimit, maxCPULimit)
 	}
 	v["cpulimit"] = fmt.Sprintf("%.2f", max(0.01, float64(*l.CPULimit)/float64(site.MHz)))
 	v["cpulimit"] = strings.TrimSuffix(strings.TrimRight(v["cpulimit"], "0"), ".")

@@ -75,7 +75,7 @@ func NICs(networks []spec.Network, source *pmxcfs.Conf, extra map[string]string,
 			return nil, nil, err
 		}
 		address := nic.mac(mac)
-		value, err := nic.value(address)
+		value, err := nic.value(index, address)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -147,8 +147,8 @@ func (w wantedNIC) mac(fresh func() string) string {
 	return fresh()
 }
 
-// value is PVE's value of the netN: `virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=120`, and what else the template says.
-func (w wantedNIC) value(mac string) (string, error) {
+// value is PVE's value of net<index>: `virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=120`, and what else the template says.
+func (w wantedNIC) value(index int, mac string) (string, error) {
 	if w.asked != nil && w.asked.PCISlotNumber != nil {
 		return "", w.bad("PCISlotNumber", "PVE puts the NICs of a VM into slots by itself; leave it away")
 	}
@@ -157,7 +157,7 @@ func (w wantedNIC) value(mac string) (string, error) {
 		return "", err
 	}
 	if _, mtu := w.options["mtu"]; mtu && w.model() != "virtio" {
-		return "", w.bad("Model", "%s: PVE sets an MTU on virtio NICs only", w.model())
+		return "", w.site.class(fault.Invalid, "ExtraConfig."+extraPrefix+"net.mtu", "net%d is a NIC of model %s, and PVE sets an MTU on virtio NICs only", index, w.model())
 	}
 	parts := []string{w.model() + "=" + mac}
 	if bridge != "" {

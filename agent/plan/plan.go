@@ -55,6 +55,9 @@ func (p Policy) Check() error {
 				return fmt.Errorf("%s: %s: %q is not %s", name, option, options[option], kind.words)
 			}
 		}
+		if two := clash(options); two != "" {
+			return fmt.Errorf("%s: a drive has either of %s", name, two)
+		}
 	}
 	return nil
 }
@@ -102,6 +105,7 @@ func Create(w Wish, source *pmxcfs.Conf, site Site, mac func() string) (VM, erro
 	}
 	vm.Pool = poolName(w.Placement.Folder)
 	vm.Tags = Tags(w.Tags, source.Tags(), nil)
+	vm.Notes = tagNotes(w.Tags)
 	if len(vm.Tags) > 0 {
 		vm.Config["tags"] = joinTags(vm.Tags)
 	}
@@ -116,7 +120,7 @@ func Create(w Wish, source *pmxcfs.Conf, site Site, mac func() string) (VM, erro
 			return VM{}, err
 		}
 		maps.Copy(vm.Config, values)
-		vm.Notes = Notes(class)
+		vm.Notes = append(vm.Notes, Notes(class)...)
 	}
 	if err := vm.planDisks(w, class, source, site); err != nil {
 		return VM{}, err

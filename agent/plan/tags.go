@@ -2,6 +2,7 @@ package plan
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -46,6 +47,20 @@ func Tag(word string) string {
 		tag = "_" + tag[1:]
 	}
 	return tag
+}
+
+// tagNotes tells which words cannot be tags at all.
+func tagNotes(asked []string) []string {
+	var lost []string
+	for _, word := range asked {
+		if Tag(word) == "" {
+			lost = append(lost, strconv.Quote(word))
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return []string{"left out of the tags, because PVE takes nothing of them: " + strings.Join(lost, ", ")}
 }
 
 func joinTags(tags []string) string { return strings.Join(tags, ";") }
