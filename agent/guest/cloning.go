@@ -27,13 +27,31 @@ func (m *making) begin(ctx context.Context, s *ops.StepRun) error {
 		err = m.joinClone(ctx, s, began, err)
 	}
 	if pve.KindOf(err) == pve.KindExists {
-		m.memo.Taken = true // noted with the failure
-		return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), err)
+		return m.taken(err)
 	}
 	if err != nil {
 		return explain(m.act(m.beginText()), err)
 	}
+	if err := m.nameIsOurs(ctx); err != nil {
+		return err
+	}
 	return m.noteVolumes(ctx)
+}
+
+// taken is the failure that somebody else's VM has our number.
+func (m *making) taken(why error) error {
+	m.memo.Taken = true // noted with the failure
+	return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), why)
+}
+
+// nameIsOurs makes sure that what stands under our number is what we have asked for: a task that was found by the number
+// may be somebody else's, who has made a VM of that number at the same moment.
+func (m *making) nameIsOurs(ctx context.Context) error {
+	conf, err := m.confHere(ctx, m.vmid())
+	if err != nil || conf == nil || conf.Name() == m.order.Name {
+		return err
+	}
+	return m.taken(fmt.Errorf("it is called %q", conf.Name()))
 }
 
 func (m *making) beginText() string {
@@ -92,12 +110,17 @@ const clockSlack = 5 * time.Second
 // errUnsaid is the finding that a clone has begun and waits for the lock of its source: it says only then what it makes.
 var errUnsaid = errors.New("a clone has begun that does not say yet which VM it makes")
 
-// findMaking looks for the task that makes vmid, by cloning source (0: any VM) or anew, of which nobody told us the UPID.
-func (g *Guests) findMaking(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
-	u, ok, err := g.findClone(ctx, source, vmid, began)
-	if ok || err != nil || source != 0 {
+// findMaking looks for the task that makes vmid, by cloning any VM or anew, of which nobody told us the UPID.
+func (g *Guests) findMaking(ctx context.Context, vmid int, began time.Time) (pve.UPID, bool, error) {
+	u, ok, err := g.findNew(ctx, vmid, began)
+	if ok || err != nil {
 		return u, ok, err
 	}
+	return g.findClone(ctx, 0, vmid, began)
+}
+
+// findNew is findMaking for VMs that are no clones.
+func (g *Guests) findNew(ctx context.Context, vmid int, began time.Time) (pve.UPID, bool, error) {
 	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{VMID: vmid, Type: "qmcreate", Since: began.Add(-clockSlack), Source: "all", Limit: 1})
 	if err != nil || len(tasks) == 0 {
 		return "", false, err
@@ -105,7 +128,7 @@ func (g *Guests) findMaking(ctx context.Context, source, vmid int, began time.Ti
 	return tasks[0].UPID, true, nil
 }
 
-// findClone is findMaking for clones. A clone's task carries the number of its source; the new number stands in its log,
+// findClone is findMaking for clones of source, 0: of any VM. A clone's task carries the number of its source; the new number stands in its log,
 // after what it says of waiting for a lock.
 func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
 	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
@@ -134,10 +157,19 @@ func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Tim
 	return "", false, nil
 }
 
+// findTask looks for the task that makes our VM. Those of other kinds do not matter: a clone that does not say yet which
+// VM it makes would have to be waited for.
+func (m *making) findTask(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
+	if m.order.New != nil {
+		return m.findNew(ctx, m.vmid(), began)
+	}
+	return m.findClone(ctx, m.order.Source, m.vmid(), began)
+}
+
 // findOwnClone looks for what a clone whose answer was lost has done. Before version 9.2, PVE does not say in a clone's
 // log which VM it makes: then the finished VM under our number, with our name, is it.
 func (m *making) findOwnClone(ctx context.Context, began time.Time) (pve.UPID, bool, error) {
-	u, ok, err := m.findMaking(ctx, m.order.Source, m.vmid(), began)
+	u, ok, err := m.findTask(ctx, began)
 	if ok || err != nil {
 		return u, ok, err
 	}
@@ -221,7 +253,7 @@ func (m *making) awaitOwnClone(ctx context.Context, clone ops.Step) (pve.UPID, e
 	upid := pve.UPID(clone.UPID)
 	err := ops.Retry(ctx, underWay, func(ctx context.Context) (err error) {
 		if upid == "" {
-			if upid, _, err = m.findMaking(ctx, m.order.Source, m.vmid(), clone.Began); err != nil || upid == "" {
+			if upid, _, err = m.findTask(ctx, clone.Began); err != nil || upid == "" {
 				return err
 			}
 		}

@@ -147,7 +147,7 @@ func (g *Guests) awaitClone(ctx context.Context, rec *record.Record) error {
 		return nil
 	}
 	err := ops.Retry(ctx, underWay, func(ctx context.Context) error {
-		u, _, err := g.findMaking(ctx, 0, rec.VMID, rec.Created)
+		u, _, err := g.findMaking(ctx, rec.VMID, rec.Created)
 		if err != nil {
 			return err
 		}

@@ -4,12 +4,15 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/cloudinit"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
 
 // orderCloudInit plans what the cloud-init drive of a VM says, and decides how PVE gets that: as snippets
@@ -39,6 +42,30 @@ func (g *Guests) orderCloudInit(ctx context.Context, o *order, r request, source
 	o.CloudInit, o.CloudInitKey, o.CloudInitStore = &w, key, store
 	o.CICustom, _ = source.Get("cicustom")
 	return nil
+}
+
+// staticIP finds an address in PVE's ipconfigN.
+var staticIP = regexp.MustCompile(`(^|,)ip6?=[^,]*/`)
+
+// networksOf are the networks of a VM that is made from source. Where nobody asks for any, a copy would have the addresses
+// of the VM that it is made from, or a network part that names the MAC addresses of that: each of its NICs is to find an
+// address of its own then. What PVE's own settings say of a template is meant for what is made from it.
+func networksOf(asked []spec.Network, source *pmxcfs.Conf) []spec.Network {
+	if len(asked) > 0 {
+		return asked
+	}
+	own := slices.ContainsFunc(ownSnippets(source), func(volume string) bool {
+		custom, _ := source.Get("cicustom")
+		return strings.Contains(","+custom, ",network="+volume)
+	})
+	for _, key := range source.Keys() {
+		value, _ := source.Get(key)
+		own = own || !source.Template() && strings.HasPrefix(key, "ipconfig") && staticIP.MatchString(value)
+	}
+	if !own {
+		return nil
+	}
+	return make([]spec.Network, len(source.NICs()))
 }
 
 // orderDrive renders a wish as it will be rendered for the VM, and finds the storage for it. Nothing may be lost.

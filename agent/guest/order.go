@@ -51,6 +51,7 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 		return order{}, err
 	}
 	o.SMBIOS, _ = conf.Get("smbios1")
+	r.wish.Networks = networksOf(r.wish.Networks, conf)
 	if o.VM, err = plan.Create(r.wish, conf, site, plan.MACs(world)); err != nil {
 		return order{}, err
 	}
