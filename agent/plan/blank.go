@@ -68,6 +68,9 @@ func MakeBlank(volume, format string, w Wish, site Site) (Blank, error) {
 		b.Values[rootKey] = storage + ":0,import-from=" + volume
 		b.Values["boot"] = "order=" + rootKey
 	}
+	if format := site.format(storage); format != "" {
+		b.Values[rootKey] += ",format=" + format
+	}
 	if len(w.Networks) == 0 {
 		lan, _ := site.bridge("default")
 		b.Values["net0"] = "virtio,bridge=" + cmp.Or(lan, defaultBridge)

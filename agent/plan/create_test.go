@@ -37,6 +37,18 @@ lvm: thick
 	content images
 	nodes pve1
 
+nfs: files
+	server nas
+	export /vms
+	content images
+
+nfs: rawfiles
+	server nas
+	export /raw
+	content images
+	format raw
+	nodes pve1
+
 dir: elsewhere
 	path /srv
 	content images

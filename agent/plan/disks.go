@@ -132,7 +132,20 @@ func newDisk(d spec.Disk, at int, serial string, slots *slots, rootStorage, data
 		return bad(fault.Invalid, "Type", "with the ExtraConfig it has %s, of which PVE takes one", two)
 	}
 	options["serial"] = serial
+	if format := site.format(storage); format != "" {
+		options["format"] = format
+	}
 	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial, GiB: d.SizeGiB}, nil
+}
+
+// format is that of new disks on a storage, "" where PVE's own choice is good. Of files it makes raw ones unless the storage
+// says otherwise, and a VM with one of those has no snapshots.
+func (s Site) format(storage string) string {
+	found, ok := s.World.Storages.Get(storage)
+	if !ok || found.Options["format"] != "" || !slices.Contains([]string{"dir", "nfs", "cifs", "glusterfs"}, found.Type) {
+		return ""
+	}
+	return "qcow2"
 }
 
 // maxSerial is how many characters of a serial QEMU shows to the guest on every bus.

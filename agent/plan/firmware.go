@@ -91,7 +91,11 @@ func stores(s spec.SecurityProfile, uefi bool, source *pmxcfs.Conf, storage stri
 		if s.SecureBoot {
 			keys = 1
 		}
-		out = append(out, Drive{Key: "efidisk0", Value: fmt.Sprintf("%s:1,efitype=4m,pre-enrolled-keys=%d", storage, keys), GiB: 1})
+		value := fmt.Sprintf("%s:1,efitype=4m,pre-enrolled-keys=%d", storage, keys)
+		if format := site.format(storage); format != "" {
+			value += ",format=" + format
+		}
+		out = append(out, Drive{Key: "efidisk0", Value: value, GiB: 1})
 	case uefi && s.SecureBoot:
 		if v, _ := efi.Options.Get("pre-enrolled-keys"); v != "1" {
 			return nil, site.class(fault.Precondition, "SecurityProfile.SecureBoot", "the template's efidisk0 has no enrolled keys: "+
