@@ -100,7 +100,11 @@ func (s Site) blankStorage(volume string, class spec.Class, p spec.Placement) (s
 	if d := class.DiskDefaults; said == "" && d != nil {
 		found, err := s.storageClass(cmp.Or(d.StorageClass, d.Type))
 		if err != nil {
-			return "", s.class(fault.Precondition, "DiskDefaults.Type", "%v", err)
+			field := "DiskDefaults.Type"
+			if d.StorageClass != "" {
+				field = "DiskDefaults.StorageClass"
+			}
+			return "", s.class(fault.Precondition, field, "%v", err)
 		}
 		said = found.Storage
 	}

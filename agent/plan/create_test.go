@@ -221,6 +221,11 @@ func TestDataDisksAreFoundAgain(t *testing.T) {
 	if again, err := DataDisks([]spec.Disk{{Name: "data", SizeGiB: 8}}, have, "thin", s); err != nil || !again.Free() {
 		t.Errorf("what is there: %+v, %v", again, err)
 	}
+	odd := conf(t, base+"scsi1: thin:vm-100-disk-1,serial=data\nide0: none,media=cdrom,serial=logs\n") // a size that nobody knows, and a CD
+	got, err = DataDisks([]spec.Disk{{Name: "data", SizeGiB: 8}, {Name: "logs", SizeGiB: 1}}, odd, "thin", s)
+	if diff := cmp.Diff(Disks{Add: []Drive{{Key: "scsi2", Value: "thin:1,serial=logs", Serial: "logs", GiB: 1}}}, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
 	_, err = DataDisks([]spec.Disk{{Name: "data", SizeGiB: 7}}, have, "thin", s)
 	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "scsi1") {
 		t.Errorf("shrinking: %v", err)
