@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -66,6 +67,9 @@ func (g *Guests) makeOnce(ctx context.Context, r request) (Created, error) {
 			return Created{}, err
 		}
 	}
+	if err := mayJoin(h, r); err != nil {
+		return Created{}, err
+	}
 	op, err := h.Wait(ctx, func(op ops.Op) bool { return claimed(op) })
 	if err != nil {
 		return Created{}, fault.New(fault.Aborted, "%s: waiting for its id: %w", r, err)
@@ -77,6 +81,15 @@ func (g *Guests) makeOnce(ctx context.Context, r request) (Created, error) {
 		return Created{}, op.Err()
 	}
 	return Created{ID: op.Subject.ID, Op: h}, nil
+}
+
+// mayJoin refuses a Clone the making of another VM under its name, as mayAnswer does when that is made.
+func mayJoin(h *ops.Handle, r request) error {
+	var making struct{ Fingerprint string }
+	if r.kind != ops.Clone || json.Unmarshal(h.Op().Params, &making) != nil || making.Fingerprint == r.fingerprint {
+		return nil // or it has just ended, and its parameters are gone
+	}
+	return fault.New(fault.Exists, "%s: a VM of that name is being made by another request; choose another name", r)
 }
 
 // claimed reports whether the id of a create operation is final: its record is taken.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -319,6 +320,12 @@ func TestCloneUnderWay(t *testing.T) {
 	c, err := s.agent.Provider.Clone(s.ctx, copyOf(source, "web-02"))
 	s.must(err)
 	s.eventually("PVE begins to copy", func() bool { _, err := s.sim.Config(vmid(t, c.GetTargetVmId())); return err == nil })
+	again, err := s.agent.Provider.Clone(s.ctx, copyOf(source, "web-02"))
+	s.must(err)
+	if again.GetTargetVmId() != c.GetTargetVmId() {
+		t.Errorf("a repeat makes %s beside %s", again.GetTargetVmId(), c.GetTargetVmId())
+	}
+	refused(t, s.tryClone(copyOf(fmt.Sprint(template), "web-02")), codes.AlreadyExists, "web-02", "another request")
 	list, err := s.agent.Provider.ListVMs(s.ctx, &providerpb.ListVMsRequest{})
 	s.must(err)
 	for _, vm := range list.GetVms() {
