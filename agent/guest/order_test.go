@@ -70,3 +70,14 @@ func TestMadeUnder(t *testing.T) {
 		}
 	}
 }
+
+func TestSysprepThatAsksForSomething(t *testing.T) {
+	if asked(nil) || asked(&spec.Sysprep{}) {
+		t.Error("an empty block asks for nothing")
+	}
+	for _, s := range []spec.Sysprep{{Enabled: true}, {ProductKey: "k"}, {Organization: "o"}, {Owner: "o"}} {
+		if !asked(&s) {
+			t.Errorf("%+v", s)
+		}
+	}
+}
