@@ -185,31 +185,32 @@ func (s *Store) Run(ctx context.Context) error {
 		return nil
 	}
 	seen := s.membership()
-	again := s.catchUp(ctx)
+	s.catchUp(ctx)
 	if ctx.Err() == nil {
 		close(s.ready)
 		s.sweep(ctx)
-		s.tend(ctx, seen, again)
+		s.tend(ctx, seen)
 	}
 	return nil
 }
 
-// catchUp fetches what this node lacks, and reports whether something is left to try. It waits for quorum: /etc/pve of a
-// node that has just come back shows what was.
-func (s *Store) catchUp(ctx context.Context) (again bool) {
+// catchUp fetches what this node lacks. It waits for quorum: /etc/pve of a node that has just come back shows what was.
+func (s *Store) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	for {
-		whole := s.quorate() // before: what comes to light meanwhile was not looked through
-		if again = s.sync(ctx); !again && whole {
-			return false
+		// Before, and read anew: what comes to light meanwhile was not looked through, and the reading that first tells of
+		// quorum may have been begun without it.
+		whole := s.quorate() && s.cfg.Watcher.Refresh(ctx) == nil
+		if again := s.sync(ctx); !again && whole {
+			return
 		}
 		select {
 		case <-time.After(startPause):
 		case <-ctx.Done():
 			s.cfg.Log.WarnContext(ctx, "this node starts without having all cloud-init snippets that VMs refer to, and goes on to look for them",
 				"missing", len(s.Gaps()), "quorate", s.quorate())
-			return again
+			return
 		}
 	}
 }
@@ -219,22 +220,21 @@ func (s *Store) quorate() bool {
 	return err == nil && world.Quorate
 }
 
-// tend syncs again when the cluster has changed, now and then, and soon where something is left to try.
-func (s *Store) tend(ctx context.Context, seen string, again bool) {
+// tend syncs again when the cluster has changed, now and then, and soon where something is left to try: also after a start
+// and after each change, because a node that has quorum again may get what the others have written a moment later.
+func (s *Store) tend(ctx context.Context, seen string) {
 	due, clean := time.NewTicker(syncEvery), time.NewTicker(cleanEvery)
 	defer due.Stop()
 	defer clean.Stop()
 	pause := firstRetry
 	retry := time.NewTimer(pause)
 	defer retry.Stop()
-	if !again {
-		retry.Stop()
-	}
-	armed := again
+	armed := true
 	for {
+		moved := false
 		changed, heard := s.cfg.Watcher.Changed(), s.cfg.Heard()
 		if now := s.membership(); now != seen {
-			seen, pause = now, firstRetry
+			seen, pause, moved = now, firstRetry, true
 		} else {
 			select {
 			case <-ctx.Done():
@@ -261,7 +261,7 @@ func (s *Store) tend(ctx context.Context, seen string, again bool) {
 			}
 		}
 		lacks, owes := s.sync(ctx), s.offer(ctx)
-		if lacks || owes {
+		if lacks || owes || moved {
 			armed = true
 			retry.Reset(pause)
 		}
