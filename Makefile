@@ -41,9 +41,9 @@ race: export CGO_ENABLED = 1
 race: schema
 	go run ./tests/skips -timeout 20m -race $(PKG)
 
-# Agents that are killed at every step of their operations; `make test` takes a third of the rows.
+# Agents that are killed at every step of their operations, and stories that dice make up; `make test` takes some of both.
 crash: schema
-	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^TestCrash' ./tests/e2e
+	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^(TestCrash|TestWalks)' ./tests/e2e ./tests/scenario
 
 # What becomes of each field of the manager's payloads, with all versions of PVE whose schemas are at hand.
 matrix: schema

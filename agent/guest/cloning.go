@@ -18,11 +18,12 @@ import (
 // begin has PVE make the VM: a copy of its source, or a new one.
 func (m *making) begin(ctx context.Context, s *ops.StepRun) error {
 	began := m.stepBegan(stepClone)
-	err := m.runTask(ctx, s,
+	t := m.pveTask(s,
 		func(ctx context.Context) (pve.UPID, bool, error) {
 			return m.findOwnClone(ctx, began)
 		},
 		m.held(m.beginCall))
+	err := ops.Retry(ctx, m.worthWaiting, t.attempt)
 	if pve.KindOf(err) == pve.KindExists {
 		err = m.joinClone(ctx, s, began, err)
 	}
@@ -36,6 +37,11 @@ func (m *making) begin(ctx context.Context, s *ops.StepRun) error {
 		return err
 	}
 	return m.noteVolumes(ctx)
+}
+
+// worthWaiting is passing, and for a Clone a lock of its source, too: see request.patient.
+func (m *making) worthWaiting(err error) bool {
+	return passing(err) || m.run.Op().Kind == ops.Clone && pve.KindOf(err) == pve.KindLocked
 }
 
 // taken is the failure that somebody else's VM has our number.

@@ -37,6 +37,12 @@ func (d guestData) empty() bool {
 // String names the request in messages.
 func (r request) String() string { return fmt.Sprintf("%s %s", r.kind, r.name) }
 
+// patient reports whether the request waits, as an operation, for a lock of its source to pass: a backup ends. The manager
+// repeats a Create that is refused, but takes any error of a Clone for its end.
+func (r request) patient(lock string) bool {
+	return r.kind == ops.Clone && !lasting[lock] && !madeUnder(lock)
+}
+
 // key is the same for all requests of an owner for a name: whichever comes first makes it.
 func (r request) key() string { return fmt.Sprintf("%s/%s/%s", ops.Create, r.owner, r.name) }
 

@@ -42,7 +42,7 @@ func (g *Guests) source(ctx context.Context, r request) (*pmxcfs.VM, error) {
 		return nil, fault.MovedTo(vm.Node, "%s: its source, VM %d (%s), is on node %s, and this agent is on %s: ask the agent there",
 			r, vm.ID, vm.Conf.Name(), vm.Node, g.cfg.Node)
 	}
-	if lock := vm.Conf.Lock(); lock != "" {
+	if lock := vm.Conf.Lock(); lock != "" && !r.patient(lock) {
 		return nil, fault.New(fault.Precondition, "%s: its source, VM %d (%s), is locked (%s)", r, vm.ID, vm.Conf.Name(), lock)
 	}
 	return vm, nil

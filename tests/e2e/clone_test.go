@@ -345,3 +345,23 @@ func TestCloneUnderWay(t *testing.T) {
 		t.Error("the source went with its copy")
 	}
 }
+
+// The manager takes an error of a Clone for its end, so that a backup of the source is waited for.
+func TestCloneWaitsForABackup(t *testing.T) {
+	t.Parallel()
+	s := start(t, setting{flags: []string{"--sync-wait=0s"}})
+	source := s.create(request("web-01"))
+	s.must(s.sim.SetLock(vmid(t, source), "backup"))
+	c, err := s.agent.Provider.Clone(s.ctx, copyOf(source, "web-02"))
+	s.must(err)
+	refusals := s.watch("POST", "/nodes/*/qemu/*/clone")
+	s.eventually("PVE is asked", func() bool { return len(refusals()) > 0 })
+	s.must(s.sim.SetLock(vmid(t, source), ""))
+	if failure := s.outcome(c.GetTask()); failure != "" {
+		t.Fatal(failure)
+	}
+	s.wellFormed(c.GetTargetVmId())
+	s.must(s.sim.SetLock(vmid(t, source), "suspended"))
+	s.eventually("the agent knows the lock", func() bool { return s.raw(s.described(source))["lock"] == "suspended" })
+	refused(t, s.tryClone(copyOf(source, "web-03")), codes.FailedPrecondition, "locked (suspended)")
+}
