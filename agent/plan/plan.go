@@ -185,12 +185,12 @@ func (vm *VM) singleControllers(source *pmxcfs.Conf) {
 	if !said {
 		hw, _ = source.Get("scsihw")
 	}
-	switch hw {
-	case "virtio-scsi-single":
-	case "virtio-scsi-pci":
+	switch {
+	case hw == "virtio-scsi-single":
+	case hw == "virtio-scsi-pci" && !said:
 		vm.Config["scsihw"] = "virtio-scsi-single" // the same driver in the guest
 	default:
-		vm.Notes = append(vm.Notes, "iothread=1 has no effect with the SCSI controller of the template ("+cmp.Or(hw, "lsi")+")")
+		vm.Notes = append(vm.Notes, "iothread=1 has no effect with this SCSI controller ("+cmp.Or(hw, "lsi")+")")
 	}
 }
 

@@ -232,6 +232,15 @@ func TestCreateFromAVolume(t *testing.T) {
 	if !strings.Contains(conf["scsi0"], "size=12G") || strings.Contains(conf["scsi0"], disk) {
 		t.Errorf("the root disk is %q, made from %s", conf["scsi0"], disk)
 	}
+	// A disk that is larger than the class wants stays as it is: only the copy tells its size.
+	large, _, _ := strings.Cut(conf["scsi0"], ",")
+	resizes := s.watch("PUT", "/nodes/*/qemu/*/resize")
+	again := s.create(request("imported-again", class(`{"CPU":1,"MemoryMiB":512,"DiskDefaults":{"SizeGiB":5}}`), func(r *providerpb.CreateRequest) {
+		r.ImageJson = `{"Path":"` + large + `"}`
+	}))
+	if conf := s.config(again); !strings.Contains(conf["scsi0"], "size=12G") || len(resizes()) > 0 {
+		t.Errorf("the root disk is %q after %d calls", conf["scsi0"], len(resizes()))
+	}
 	s.must(s.delete(id))
 	if s.config("9100")["scsi0"] == "" {
 		t.Error("the source lost its disk")
