@@ -206,8 +206,9 @@ func (w *world) call(ctx context.Context, from, to, method string, req, resp pro
 	down, lies, answer := n.down, n.lies, n.answer
 	n.asked++
 	n.mu.Unlock()
+	late := func() error { return status.FromContextError(ctx.Err()).Err() }
 	if ctx.Err() != nil {
-		return status.FromContextError(ctx.Err()).Err()
+		return late()
 	}
 	if down {
 		return &forward.PeerError{Node: to, Err: errors.New("no answer within 700ms")}
@@ -215,9 +216,12 @@ func (w *world) call(ctx context.Context, from, to, method string, req, resp pro
 	if answer != nil {
 		return answer
 	}
-	w.must(n.watcher.Refresh(ctx)) // as if it ran
+	err := n.watcher.Refresh(ctx) // as if it ran
+	if ctx.Err() != nil {
+		return late()
+	}
+	w.must(err)
 	ctx = context.WithValue(ctx, callerKey{}, from)
-	var err error
 	var got proto.Message
 	switch rq := req.(type) {
 	case *peerpb.PutSnippetRequest:
