@@ -196,7 +196,6 @@ func (c *Cluster) leave(list *memberlist.Memberlist) {
 	if err := list.Leave(leaveTimeout); err != nil {
 		c.cfg.Log.Debug("nobody was told that this node leaves gossip", "error", err)
 	}
-	probe := time.Duration(list.GetHealthScore()+1) * time.Second
 	if err := list.Shutdown(); err != nil {
 		c.cfg.Log.Debug("gossip did not shut down cleanly", "error", err)
 	}
@@ -204,7 +203,15 @@ func (c *Cluster) leave(list *memberlist.Memberlist) {
 	c.stopped = true
 	alone := len(c.peers) == 1
 	c.mu.Unlock()
-	if !alone {
-		<-time.After(probe)
+	if alone {
+		return
+	}
+	// The score falls at the end of a probe only, and rises when one fails: then another one may have slipped in.
+	for score, last := -1, list.GetHealthScore(); last > score; last = list.GetHealthScore() {
+		score = last
+		<-time.After(time.Duration(score+1)*time.Second + probeSlack)
 	}
 }
+
+// probeSlack is more than a probe takes beyond its time to give up.
+const probeSlack = 10 * time.Millisecond

@@ -83,7 +83,6 @@ func TestNonsense(t *testing.T) {
 		want   error // nil: the status is read
 	}{
 		"greeting is an HTTP answer": {say("HTTP/1.1 400 Bad Request"), qmp.ErrProtocol},
-		"greeting is an event":       {say(`{"event": "STOP", "timestamp": {}}`), qmp.ErrProtocol},
 		"greeting is a number":       {say(`42`), qmp.ErrProtocol},
 		"greeting has a bad version": {say(`{"QMP": {"version": "10"}}`), qmp.ErrProtocol},
 		"reply is garbage":           {talk(`%%%`), qmp.ErrProtocol},

@@ -95,7 +95,10 @@ func (s *Session) greet(ctx context.Context) error {
 	var hello wire.Message
 	err := s.conn.Within(ctx, "greeting", time.Now().Add(s.opts.Greeting), func(rw io.ReadWriter) (err error) {
 		s.in = wire.NewReader(rw)
-		hello, err = s.in.Next()
+		// QEMU sends an event to whoever is connected, also before it comes to greet: it takes the client that has just
+		// gone for the one that is there.
+		for hello, err = s.in.Next(); err == nil && hello.Event != ""; hello, err = s.in.Next() {
+		}
 		if err == nil && hello.Greeting == nil {
 			err = fmt.Errorf("%w: no greeting", ErrProtocol)
 		}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,6 +126,45 @@ func TestEventsBetweenReplies(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEventsBeforeTheGreeting: between two clients QEMU still sends events, and the next one may see them first.
+func TestEventsBeforeTheGreeting(t *testing.T) {
+	path := filepath.Join(shortDir(t), "1.qmp")
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- greetLate(ln) }()
+	s := open(t, path, qmp.UserOptions())
+	if v := s.Version(); v.QEMU.Major != 7 {
+		t.Errorf("version %+v", v)
+	}
+	s.Close()
+	if err := errors.Join(<-served, ln.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// greetLate serves one client: two events, the greeting, the negotiation.
+func greetLate(ln net.Listener) error {
+	conn, err := ln.Accept()
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // the client has what it needs
+	const event = `{"timestamp":{"seconds":1,"microseconds":0},"event":"BALLOON_CHANGE","data":{"actual":1}}` + "\r\n"
+	if _, err := io.WriteString(conn, event+event+`{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7},"package":""},"capabilities":[]}}`+"\r\n"); err != nil {
+		return err
+	}
+	var rq struct{ ID json.RawMessage }
+	if err := json.NewDecoder(conn).Decode(&rq); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(conn, `{"return":{},"id":%s}`+"\r\n", rq.ID)
+	return err
 }
 
 func TestOneClientAtATime(t *testing.T) {

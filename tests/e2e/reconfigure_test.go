@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,19 +69,21 @@ func (s *stage) runs(id string, vcpus, mib int) {
 }
 
 // shows checks what Describe and ListVMs say of a VM.
+//
+// What is written beside PVE's API is counted in the simulated /etc/pve a moment later, so that this is waited for.
 func (s *stage) shows(id, cpus, mib, pending string) {
 	s.Helper()
-	raw := s.raw(s.described(id))
-	if raw["cpus"] != cpus || raw["memory_mib"] != mib || raw["pending"] != pending {
-		s.Errorf("%s is described with %s vCPUs, %s MiB, pending %q; want %s, %s, %q", id, raw["cpus"], raw["memory_mib"], raw["pending"], cpus, mib, pending)
-	}
-	list, err := s.agent.Provider.ListVMs(s.ctx, &providerpb.ListVMsRequest{})
-	s.must(err)
-	for _, vm := range list.GetVms() {
-		if vm.GetId() == id && (fmt.Sprint(vm.GetCpu()) != cpus || fmt.Sprint(vm.GetMemoryMib()) != mib) {
-			s.Errorf("%s is listed with %d vCPUs and %d MiB, want %s and %s", id, vm.GetCpu(), vm.GetMemoryMib(), cpus, mib)
-		}
-	}
+	s.eventually(fmt.Sprintf("%s is described with %s vCPUs, %s MiB, pending %q", id, cpus, mib, pending), func() bool {
+		raw := s.raw(s.described(id))
+		return raw["cpus"] == cpus && raw["memory_mib"] == mib && raw["pending"] == pending
+	})
+	s.eventually(fmt.Sprintf("%s is listed with %s vCPUs and %s MiB", id, cpus, mib), func() bool {
+		list, err := s.agent.Provider.ListVMs(s.ctx, &providerpb.ListVMsRequest{})
+		s.must(err)
+		return slices.ContainsFunc(list.GetVms(), func(vm *providerpb.VMInfo) bool {
+			return vm.GetId() == id && fmt.Sprint(vm.GetCpu()) == cpus && fmt.Sprint(vm.GetMemoryMib()) == mib
+		})
+	})
 }
 
 // TestReconfigureOfARunningVM: more and less of both, in one VM's life, and what each leaves in the config.
