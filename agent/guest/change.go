@@ -265,6 +265,10 @@ func (c *change) set(ctx context.Context, vm *pmxcfs.VM, s *plan.Step) error {
 
 func (c *change) setTask(ctx context.Context, vm *pmxcfs.VM, s *plan.Step, run *ops.StepRun) error {
 	find := func(ctx context.Context) (pve.UPID, bool, error) {
+		// PVE writes what it was asked for as pending first: while it is at it, that says nothing of how it ends.
+		if err := c.awaitTasks(ctx, vm.ID, "qmconfig", c.run.Op().Created); err != nil {
+			return "", false, err
+		}
 		said, err := c.said(ctx, vm.ID, s)
 		return "", said, err
 	}

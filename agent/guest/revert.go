@@ -110,7 +110,7 @@ func (g *Guests) revert(ctx context.Context, r *ops.Run) error {
 func (g *Guests) rollBack(ctx context.Context, s *ops.StepRun, r *ops.Run, id record.ID, p reverting) error {
 	err := g.runTask(ctx, s,
 		func(ctx context.Context) (pve.UPID, bool, error) {
-			if err := g.awaitSnapshotTask(ctx, id.VMID, "qmrollback", r.Op().Created); err != nil {
+			if err := g.awaitTasks(ctx, id.VMID, "qmrollback", r.Op().Created); err != nil {
 				return "", false, err
 			}
 			conf, _, err := g.snapshotted(ctx, id)

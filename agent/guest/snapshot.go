@@ -206,7 +206,7 @@ func (g *Guests) takeSnapshot(ctx context.Context, r *ops.Run) error {
 		defer cancel()
 		t := g.pveTask(s,
 			func(ctx context.Context) (pve.UPID, bool, error) {
-				if err := g.awaitSnapshotTask(ctx, id.VMID, "qmsnapshot", r.Op().Created); err != nil {
+				if err := g.awaitTasks(ctx, id.VMID, "qmsnapshot", r.Op().Created); err != nil {
 					return "", false, err
 				}
 				conf, _, err := g.snapshotted(ctx, id)
@@ -277,9 +277,9 @@ func (g *Guests) runs(ctx context.Context, vmid int, conf *pmxcfs.Conf) (bool, e
 	return st.Power == status.On, nil
 }
 
-// awaitSnapshotTask waits for the end of each task of a kind that works on the VM: one that a call of an earlier life,
+// awaitTasks waits for the end of each task of a kind that works on the VM: one that a call of an earlier life,
 // or one whose answer was lost, has started. How it ended is told by the config.
-func (g *Guests) awaitSnapshotTask(ctx context.Context, vmid int, kind string, since time.Time) error {
+func (g *Guests) awaitTasks(ctx context.Context, vmid int, kind string, since time.Time) error {
 	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
 		VMID: vmid, Type: kind, Since: since.Add(-clockSlack), Source: "all", Limit: 500,
 	})

@@ -67,7 +67,7 @@ func (g *Guests) removeSnapshot(ctx context.Context, r *ops.Run) error {
 		t := g.pveTask(s,
 			func(ctx context.Context) (pve.UPID, bool, error) {
 				// What it has done is seen by the call that follows.
-				return "", false, g.awaitSnapshotTask(ctx, id.VMID, "qmdelsnapshot", r.Op().Created)
+				return "", false, g.awaitTasks(ctx, id.VMID, "qmdelsnapshot", r.Op().Created)
 			},
 			func(ctx context.Context) (pve.UPID, error) { return g.startUnsnapshot(ctx, r, id, p) })
 		err := ops.Retry(ctx, waitable, t.attempt)
