@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/url"
-	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
@@ -54,7 +53,7 @@ func missingDrives(drives []plan.Drive, conf *pmxcfs.Conf) (url.Values, error) {
 	params := url.Values{}
 	for _, d := range drives {
 		if have, there := conf.Get(d.Key); there {
-			if d.Serial != "" && !strings.Contains(have+",", ",serial="+d.Serial+",") {
+			if serial, _ := pmxcfs.Props(have).Get("serial"); serial != d.Serial {
 				return nil, fault.New(fault.Aborted, "the source has %s at %s since the request was planned; ask again", have, d.Key)
 			}
 			continue

@@ -47,7 +47,7 @@ func (m *making) worthWaiting(err error) bool {
 // taken is the failure that somebody else's VM has our number.
 func (m *making) taken(why error) error {
 	m.memo.Taken = true // noted with the failure
-	return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act("clone"), m.vmid(), why)
+	return fault.New(fault.Aborted, "%s: VMID %d was taken by somebody else meanwhile; a repeat gets another: %w", m.act(m.beginText()), m.vmid(), why)
 }
 
 // nameIsOurs makes sure that what stands under our number is what we have asked for: a task that was found by the number
@@ -134,8 +134,8 @@ func (g *Guests) findNew(ctx context.Context, vmid int, began time.Time) (pve.UP
 	return tasks[0].UPID, true, nil
 }
 
-// findClone is findMaking for clones of source, 0: of any VM. A clone's task carries the number of its source; the new number stands in its log,
-// after what it says of waiting for a lock.
+// findClone is findMaking for clones of source, 0: of any VM. A clone's task carries the number of its source; the new
+// number stands in its log, after what it says of waiting for a lock.
 func (g *Guests) findClone(ctx context.Context, source, vmid int, began time.Time) (pve.UPID, bool, error) {
 	tasks, err := g.cfg.PVE.Tasks(ctx, g.cfg.Node, pve.TaskQuery{
 		VMID: source, Type: "qmclone", Since: began.Add(-clockSlack), Source: "all", Limit: 500,

@@ -239,7 +239,7 @@ func keepUnless(err, expected error) error {
 func (g *Guests) nameIsFree(ctx context.Context, name string, except ...int) error {
 	world, err := g.cfg.Watcher.World()
 	if err != nil {
-		return fault.New(fault.Precondition, "create %s: look for VMs of that name: %w", name, err)
+		return fault.New(fault.Precondition, "look for VMs with the name %s: %w", name, err)
 	}
 	for _, vm := range world.ByName(name) {
 		if slices.Contains(except, vm.ID) || vm.Type != pmxcfs.TypeQEMU || vm.Conf.Template() {
@@ -250,7 +250,7 @@ func (g *Guests) nameIsFree(ctx context.Context, name string, except ...int) err
 			return err
 		}
 		if !ours {
-			return fault.New(fault.Exists, "create %s: VM %d on node %s has that name and was not made by pve-rigaud; adopt it or choose another name", name, vm.ID, vm.Node)
+			return fault.New(fault.Exists, "VM %d on node %s has the name %s and was not made by pve-rigaud; adopt it or choose another name", vm.ID, vm.Node, name)
 		}
 	}
 	return nil

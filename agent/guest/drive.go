@@ -54,10 +54,9 @@ func networksOf(asked []spec.Network, source *pmxcfs.Conf) []spec.Network {
 	if len(asked) > 0 {
 		return asked
 	}
-	own := slices.ContainsFunc(ownSnippets(source), func(volume string) bool {
-		custom, _ := source.Get("cicustom")
-		return strings.Contains(","+custom, ",network="+volume)
-	})
+	custom, _ := source.Get("cicustom")
+	network, _ := pmxcfs.Props(custom).Get("network")
+	own := slices.Contains(ownSnippets(source), network)
 	for _, key := range source.Keys() {
 		value, _ := source.Get(key)
 		own = own || !source.Template() && strings.HasPrefix(key, "ipconfig") && staticIP.MatchString(value)
@@ -75,7 +74,7 @@ func (g *Guests) orderDrive(world *pmxcfs.World, o *order, w cloudinit.Wish) (cl
 		return rendered, invalid(err)
 	}
 	if len(rendered.Lost) > 0 { // of a format that takes no snippets, or not for all
-		return rendered, fault.New(fault.Precondition, "create %s: the cloud-init drive of this template (citype %s) cannot carry: %s",
+		return rendered, fault.New(fault.Precondition, "%s: the cloud-init drive of this template (citype %s) cannot carry: %s",
 			o.Name, w.Format, strings.Join(rendered.Lost, "; "))
 	}
 	if len(rendered.Parts) == 0 {

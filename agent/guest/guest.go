@@ -41,7 +41,7 @@ type Config struct {
 
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int
-	// MHz returns the clock of this node's CPUs, 0 when unknown; nil: unknown.
+	// MHz returns the clock of this node's CPUs, 0 when unknown.
 	MHz func() int
 	// Policy is what names in requests stand for.
 	Policy plan.Policy
@@ -71,9 +71,6 @@ type Guests struct {
 func New(cfg Config) *Guests {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
-	}
-	if cfg.MHz == nil {
-		cfg.MHz = func() int { return 0 }
 	}
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = "/etc/resolv.conf"

@@ -113,7 +113,7 @@ func (m *making) holds(ctx context.Context) error {
 		return m.claim.Check()
 	})
 	if err != nil {
-		return fault.New(fault.Aborted, "create %s: %w", m.order.Name, err)
+		return fault.New(fault.Aborted, "%s: %w", m.act("keep the name"), err)
 	}
 	return nil
 }
@@ -142,7 +142,7 @@ func (m *making) note() error {
 func (m *making) vmid() int { return m.memo.Record.VMID }
 
 func (m *making) act(what string) string {
-	return fmt.Sprintf("create %s: %s", m.order.Name, what)
+	return fmt.Sprintf("%s %s: %s", m.run.Op().Kind, m.order.Name, what)
 }
 
 // take chooses the id and takes the record. The choice is journaled first, so that a record found with this

@@ -207,26 +207,46 @@ func TestSerial(t *testing.T) {
 	}
 }
 
+// planned are the disks to be made and to be grown for a wish.
+func planned(t *testing.T, conf *pmxcfs.Conf, wish ...spec.Disk) (drives []Drive, grow []Growth, err error) {
+	t.Helper()
+	data := newDataDisks(conf, "thin", "", nil, site(t))
+	for i, d := range wish {
+		fresh, g, err := data.next(i, d)
+		if err != nil {
+			return nil, nil, err
+		}
+		if fresh.Key != "" {
+			drives = append(drives, fresh)
+		}
+		if g.Disk != "" {
+			grow = append(grow, g)
+		}
+	}
+	return drives, grow, nil
+}
+
 func TestDataDisksAreFoundAgain(t *testing.T) {
-	s := site(t)
 	have := conf(t, base+"scsi1: thin:vm-100-disk-1,size=8G,serial=data\nscsi3: thin:vm-100-disk-2,size=4G,serial=logs\n[PENDING]\nscsi2: thin:vm-100-disk-3,size=1G\n")
-	got, err := DataDisks([]spec.Disk{{Name: "logs", SizeGiB: 6}, {Name: "data", SizeGiB: 8}, {Name: "new", SizeGiB: 2}}, have, "thin", s)
+	drives, grow, err := planned(t, have, spec.Disk{Name: "logs", SizeGiB: 6}, spec.Disk{Name: "data", SizeGiB: 8}, spec.Disk{Name: "new", SizeGiB: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Disks{Add: []Drive{{Key: "scsi4", Value: "thin:2,serial=new", Serial: "new", GiB: 2}}, Grow: []Growth{{Disk: "scsi3", GiB: 6}}}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Growth{})); diff != "" {
+	if diff := cmp.Diff([]Drive{{Key: "scsi4", Value: "thin:2,serial=new", Serial: "new"}}, drives); diff != "" {
 		t.Error(diff)
 	}
-	if again, err := DataDisks([]spec.Disk{{Name: "data", SizeGiB: 8}}, have, "thin", s); err != nil || !again.Free() {
-		t.Errorf("what is there: %+v, %v", again, err)
+	if diff := cmp.Diff([]Growth{{Disk: "scsi3", GiB: 6}}, grow); diff != "" {
+		t.Error(diff)
+	}
+	if drives, grow, err := planned(t, have, spec.Disk{Name: "data", SizeGiB: 8}); err != nil || len(drives)+len(grow) > 0 {
+		t.Errorf("what is there: %+v, %+v, %v", drives, grow, err)
 	}
 	odd := conf(t, base+"scsi1: thin:vm-100-disk-1,serial=data\nide0: none,media=cdrom,serial=logs\n") // a size that nobody knows, and a CD
-	got, err = DataDisks([]spec.Disk{{Name: "data", SizeGiB: 8}, {Name: "logs", SizeGiB: 1}}, odd, "thin", s)
-	if diff := cmp.Diff(Disks{Add: []Drive{{Key: "scsi2", Value: "thin:1,serial=logs", Serial: "logs", GiB: 1}}}, got); diff != "" || err != nil {
-		t.Errorf("%v\n%s", err, diff)
+	drives, grow, err = planned(t, odd, spec.Disk{Name: "data", SizeGiB: 8}, spec.Disk{Name: "logs", SizeGiB: 1})
+	if diff := cmp.Diff([]Drive{{Key: "scsi2", Value: "thin:1,serial=logs", Serial: "logs"}}, drives); diff != "" || len(grow) > 0 || err != nil {
+		t.Errorf("%v, %v\n%s", grow, err, diff)
 	}
-	_, err = DataDisks([]spec.Disk{{Name: "data", SizeGiB: 7}}, have, "thin", s)
+	_, _, err = planned(t, have, spec.Disk{Name: "data", SizeGiB: 7})
 	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "scsi1") {
 		t.Errorf("shrinking: %v", err)
 	}

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -19,24 +20,13 @@ type Drive struct {
 	Key    string // scsi1, efidisk0, ...
 	Value  string // as the API takes it: "local-lvm:8,serial=data,discard=on"
 	Serial string // by which a data disk is found again; "" of EFI and TPM stores
-	GiB    int
 }
 
 // Growth is a disk to be grown.
 type Growth struct {
 	Disk string // config key; "": nothing to grow
 	GiB  int
-	at   int // index in the request
 }
-
-// Disks are the changes that make a VM have the wanted data disks.
-type Disks struct {
-	Add  []Drive
-	Grow []Growth
-}
-
-// Free reports that nothing has to be done.
-func (d Disks) Free() bool { return len(d.Add)+len(d.Grow) == 0 }
 
 // RootDisk says whether the root disk of source must grow to reach the class's size, in whole GiB. One that is larger
 // already is left as it is: PVE cannot shrink disks.
@@ -54,88 +44,84 @@ func RootDisk(class spec.Class, source *pmxcfs.Conf) (Growth, error) {
 	return Growth{Disk: boot.Key, GiB: class.DiskDefaults.SizeGiB}, nil
 }
 
-// DataDisks finds the wanted data disks in conf again, by their serials: those that are missing are added, those that
-// are smaller grow. rootStorage takes what no storage class puts elsewhere.
-func DataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage string, site Site) (Disks, error) {
-	return dataDisks(wish, conf, rootStorage, "", nil, site)
+// dataDisks plans the data disks of one VM, one after the other.
+type dataDisks struct {
+	conf      *pmxcfs.Conf
+	storage   string // takes what neither a class nor the placement puts elsewhere
+	datastore string // of the placement; it stands above the classes
+	extra     map[string]string
+	site      Site
+
+	slots   *slots
+	serials map[string]int // of those that were planned, by their index in the request
 }
 
-func dataDisks(wish []spec.Disk, conf *pmxcfs.Conf, rootStorage, datastore string, extra map[string]string, site Site) (Disks, error) {
-	var out Disks
-	slots, serials := newSlots(conf), map[string]int{}
-	for i, d := range wish {
-		serial := Serial(d.Name, i)
-		if other, taken := serials[serial]; taken { // "disk-2" is also what the second one without a name is called
-			return Disks{}, site.fail(fault.Invalid, site.Dialect.DiskError(i, "Name", fmt.Sprintf("serial %s is also that of disk %d: name it otherwise", serial, other)))
-		}
-		serials[serial] = i
-		if have, ok := bySerial(conf, serial); ok {
-			grow, err := growth(d, i, have, site)
-			if err != nil {
-				return Disks{}, err
-			}
-			if grow.Disk != "" {
-				out.Grow = append(out.Grow, grow)
-			}
-			continue
-		}
-		add, err := newDisk(d, i, serial, slots, rootStorage, datastore, extra, site)
-		if err != nil {
-			return Disks{}, err
-		}
-		out.Add = append(out.Add, add)
+func newDataDisks(conf *pmxcfs.Conf, storage, datastore string, extra map[string]string, site Site) *dataDisks {
+	return &dataDisks{
+		conf: conf, storage: storage, datastore: datastore, extra: extra, site: site, slots: newSlots(conf), serials: map[string]int{},
 	}
-	return out, nil
+}
+
+// next plans the disk at an index of the request. One that is there is found by its serial, and may have to grow; else it
+// is to be made. Neither: there is nothing to do.
+func (p *dataDisks) next(at int, d spec.Disk) (fresh Drive, grow Growth, err error) {
+	serial := Serial(d.Name, at)
+	if other, taken := p.serials[serial]; taken { // "disk-2" is also what the second one without a name is called
+		return fresh, grow, p.bad(at, fault.Invalid, "Name", "serial %s is also that of disk %d: name it otherwise", serial, other)
+	}
+	p.serials[serial] = at
+	if have, ok := bySerial(p.conf, serial); ok {
+		grow, err = p.growth(at, d, have)
+	} else {
+		fresh, err = p.fresh(at, d, serial)
+	}
+	return fresh, grow, err
+}
+
+// bad is a failure about a field of the disk at an index.
+func (p *dataDisks) bad(at int, reason fault.Reason, field, format string, args ...any) error {
+	return p.site.fail(reason, p.site.Dialect.DiskError(at, field, fmt.Sprintf(format, args...)))
 }
 
 // growth compares a disk that is there with what is wanted.
-func growth(d spec.Disk, at int, have pmxcfs.Drive, site Site) (Growth, error) {
+func (p *dataDisks) growth(at int, d spec.Disk, have pmxcfs.Drive) (Growth, error) {
 	wanted := int64(d.SizeGiB) << 30
 	switch {
 	case wanted == have.Size, have.Size == 0:
 		return Growth{}, nil
 	case wanted < have.Size:
-		return Growth{}, site.fail(fault.Precondition, site.Dialect.DiskError(at, "SizeGiB",
-			fmt.Sprintf("%d GiB is less than the disk has (%s, %s): disks cannot shrink", d.SizeGiB, have.Key, gibText(have.Size))))
+		return Growth{}, p.bad(at, fault.Precondition, "SizeGiB", "%d GiB is less than the disk has (%s, %s): disks cannot shrink", d.SizeGiB, have.Key, gibText(have.Size))
 	}
-	return Growth{Disk: have.Key, GiB: d.SizeGiB, at: at}, nil
+	return Growth{Disk: have.Key, GiB: d.SizeGiB}, nil
 }
 
 func gibText(bytes int64) string {
 	return strconv.FormatFloat(float64(bytes)/(1<<30), 'f', -1, 64) + " GiB"
 }
 
-// newDisk plans a disk that is not there yet.
-func newDisk(d spec.Disk, at int, serial string, slots *slots, rootStorage, datastore string, extra map[string]string, site Site) (Drive, error) {
-	bad := func(reason fault.Reason, field, format string, args ...any) (Drive, error) {
-		return Drive{}, site.fail(reason, site.Dialect.DiskError(at, field, fmt.Sprintf(format, args...)))
-	}
-	class, err := site.storageClass(d.Type)
+// fresh plans a disk that is not there yet.
+func (p *dataDisks) fresh(at int, d spec.Disk, serial string) (Drive, error) {
+	class, err := p.site.storageClass(d.Type)
 	if err != nil {
-		return bad(fault.Precondition, "Type", "%v", err)
+		return Drive{}, p.bad(at, fault.Precondition, "Type", "%v", err)
 	}
-	storage := rootStorage
-	for _, s := range []string{class.Storage, datastore} { // what the VM's placement says stands above its class
-		if s != "" {
-			storage = s
-		}
+	storage := cmp.Or(p.datastore, class.Storage, p.storage)
+	if err := p.site.holdsDisks(storage); err != nil {
+		return Drive{}, p.bad(at, fault.Precondition, "Type", "%v", err)
 	}
-	if err := site.holdsDisks(storage); err != nil {
-		return bad(fault.Precondition, "Type", "%v", err)
-	}
-	key, ok := slots.take()
+	key, ok := p.slots.take()
 	if !ok {
-		return bad(fault.Precondition, "", "no bus has a free slot for another disk")
+		return Drive{}, p.bad(at, fault.Precondition, "", "no bus has a free slot for another disk")
 	}
-	options, _ := driveOptions(class.Options, extra, key)
+	options, _ := driveOptions(class.Options, p.extra, key)
 	if two := clash(options); two != "" {
-		return bad(fault.Invalid, "Type", "with the ExtraConfig it has %s, of which PVE takes one", two)
+		return Drive{}, p.bad(at, fault.Invalid, "Type", "with the ExtraConfig it has %s, of which PVE takes one", two)
 	}
 	options["serial"] = serial
-	if format := site.format(storage); format != "" {
+	if format := p.site.format(storage); format != "" {
 		options["format"] = format
 	}
-	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial, GiB: d.SizeGiB}, nil
+	return Drive{Key: key, Value: fmt.Sprintf("%s:%d,%s", storage, d.SizeGiB, joinOptions(options)), Serial: serial}, nil
 }
 
 // format is that of new disks on a storage, "" where PVE's own choice is good. Of files it makes raw ones unless the storage
@@ -282,6 +268,12 @@ func SetOptions(value string, options Values) string {
 		parts = append(parts, joinOptions(options))
 	}
 	return strings.Join(parts, ",")
+}
+
+// has reports whether a value of PVE's form has an option, set to this.
+func has(value, option, want string) bool {
+	v, ok := pmxcfs.Props(value).Get(option)
+	return ok && v == want
 }
 
 func joinOptions(options Values) string {

@@ -95,7 +95,7 @@ func stores(s spec.SecurityProfile, uefi bool, source *pmxcfs.Conf, storage stri
 		if format := site.format(storage); format != "" {
 			value += ",format=" + format
 		}
-		out = append(out, Drive{Key: "efidisk0", Value: value, GiB: 1})
+		out = append(out, Drive{Key: "efidisk0", Value: value})
 	case uefi && s.SecureBoot:
 		if v, _ := efi.Options.Get("pre-enrolled-keys"); v != "1" {
 			return nil, site.class(fault.Precondition, "SecurityProfile.SecureBoot", "the template's efidisk0 has no enrolled keys: "+
@@ -109,7 +109,7 @@ func stores(s spec.SecurityProfile, uefi bool, source *pmxcfs.Conf, storage stri
 	}
 	switch {
 	case s.TPMEnabled && !there:
-		out = append(out, Drive{Key: "tpmstate0", Value: fmt.Sprintf("%s:1,version=%s", storage, version), GiB: 1})
+		out = append(out, Drive{Key: "tpmstate0", Value: fmt.Sprintf("%s:1,version=%s", storage, version)})
 	case s.TPMEnabled && s.TPMVersion != "":
 		if v, _ := tpm.Options.Get("version"); v != version {
 			return nil, site.class(fault.Precondition, "SecurityProfile.TPMVersion", "the template's tpmstate0 is of version %q", v)

@@ -85,41 +85,27 @@ func features(hw Values, class spec.Class, base *pmxcfs.Conf, site Site) error {
 	}
 	if p.NestedVirtualization || p.VirtualizationBasedSecurity {
 		cpu, _ := base.Get("cpu")
-		hw["cpu"] = hostCPU(cpu)
+		// The only type that passes virtualization on in every version of PVE; flags stay.
+		hw["cpu"] = withFirst(cpu, "cputype", "host")
 	}
 	agent, _ := base.Get("agent")
 	switch class.GuestToolsPolicy {
 	case "install", "upgrade":
-		hw["agent"] = enabled(agent, "1")
+		hw["agent"] = withFirst(agent, "enabled", "enabled=1")
 	case "uninstall":
-		hw["agent"] = enabled(agent, "0")
+		hw["agent"] = withFirst(agent, "enabled", "enabled=0")
 	}
 	return nil
 }
 
-// hostCPU is a cpu value of type host, the only one that passes virtualization on in every version of PVE, with the
-// flags and whatever else the old value has.
-func hostCPU(cpu string) string {
-	parts := []string{"host"}
-	for i, p := range strings.Split(cpu, ",") {
-		k, _, option := strings.Cut(p, "=")
-		if p == "" || i == 0 && !option || k == "cputype" {
-			continue
+// withFirst returns a value of PVE's form with another first part, which may stand there with its key or without.
+func withFirst(value, key, first string) string {
+	parts := []string{first}
+	for i, p := range strings.Split(value, ",") {
+		k, _, named := strings.Cut(p, "=")
+		if p != "" && k != key && (named || i > 0) {
+			parts = append(parts, p)
 		}
-		parts = append(parts, p)
-	}
-	return strings.Join(parts, ",")
-}
-
-// enabled is an agent value that is switched on or off, with its other options.
-func enabled(agent, on string) string {
-	parts := []string{"enabled=" + on}
-	for i, p := range strings.Split(agent, ",") {
-		k, _, option := strings.Cut(p, "=")
-		if p == "" || i == 0 && !option || k == "enabled" {
-			continue
-		}
-		parts = append(parts, p)
 	}
 	return strings.Join(parts, ",")
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
@@ -34,7 +33,7 @@ func (r *reconfiguring) lasting() {
 	}
 	value, _ := r.next.Get(boot.Key)
 	for _, option := range slices.Sorted(maps.Keys(root.options)) {
-		if !strings.Contains(value+",", ","+option+"="+root.options[option]+",") {
+		if !has(value, option, root.options[option]) {
 			r.out.Ignored = append(r.out.Ignored, boot.Key+" with "+option+"="+root.options[option])
 		}
 	}
@@ -48,7 +47,7 @@ func (r *reconfiguring) lastingNICs() {
 	r.otherwise(err)
 	for i, nic := range have {
 		for _, option := range slices.Sorted(maps.Keys(options[i])) {
-			if v, ok := nic.Options.Get(option); !ok || v != options[i][option] {
+			if !has(string(nic.Options), option, options[i][option]) {
 				r.out.Ignored = append(r.out.Ignored, nic.Key+" with "+option+"="+options[i][option])
 			}
 		}

@@ -157,15 +157,19 @@ func (vm *VM) planDisks(w Wish, class spec.Class, source *pmxcfs.Conf, site Site
 		return err
 	}
 	maps.Copy(vm.Config, firmware)
-	disks, err := dataDisks(w.Disks, source, where, w.Placement.Datastore, class.ExtraConfig, site)
-	if err != nil {
-		return err
+	vm.Drives = stores
+	data := newDataDisks(source, where, w.Placement.Datastore, class.ExtraConfig, site)
+	for i, d := range w.Disks {
+		fresh, grow, err := data.next(i, d)
+		switch {
+		case err != nil:
+			return err
+		case grow.Disk != "":
+			return data.bad(i, fault.Precondition, "SizeGiB", "the template has a disk of that name at %s which is smaller; name the disk otherwise, or grow it later", grow.Disk)
+		case fresh.Key != "":
+			vm.Drives = append(vm.Drives, fresh)
+		}
 	}
-	if len(disks.Grow) > 0 { // the template has a disk of that name
-		return site.fail(fault.Precondition, site.Dialect.DiskError(disks.Grow[0].at, "SizeGiB",
-			fmt.Sprintf("the template has a disk of that name at %s which is smaller; name the disk otherwise, or grow it later", disks.Grow[0].Disk)))
-	}
-	vm.Drives = slices.Concat(stores, disks.Add)
 	vm.singleControllers(source)
 	return nil
 }
@@ -176,7 +180,7 @@ func (vm *VM) singleControllers(source *pmxcfs.Conf) {
 	boot, _ := source.BootDisk()
 	threads := strings.HasPrefix(boot.Key, "scsi") && vm.Options["iothread"] == "1"
 	for _, d := range vm.Drives {
-		threads = threads || strings.HasPrefix(d.Key, "scsi") && strings.Contains(d.Value, ",iothread=1")
+		threads = threads || strings.HasPrefix(d.Key, "scsi") && has(d.Value, "iothread", "1")
 	}
 	if !threads {
 		return

@@ -254,21 +254,14 @@ func (r *reconfiguring) disks() {
 		r.refuse(err)
 		r.resize(root)
 	}
-	slots := newSlots(r.next)
+	data := newDataDisks(r.next, boot.Storage, r.wish.Placement.Datastore, r.wish.Class.ExtraConfig, r.site)
 	for i, d := range r.wish.Disks {
-		serial := Serial(d.Name, i)
-		if have, ok := bySerial(r.next, serial); ok {
-			grow, err := growth(d, i, have, r.site)
-			r.refuse(err)
-			r.resize(grow)
-			continue
+		fresh, grow, err := data.next(i, d)
+		r.refuse(err)
+		r.resize(grow)
+		if err == nil && fresh.Key != "" {
+			r.newDrive(fresh)
 		}
-		fresh, err := newDisk(d, i, serial, slots, boot.Storage, r.wish.Placement.Datastore, r.wish.Class.ExtraConfig, r.site)
-		if err != nil {
-			r.refuse(err)
-			continue
-		}
-		r.newDrive(fresh)
 	}
 }
 
