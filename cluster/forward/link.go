@@ -140,7 +140,7 @@ func (l *link) settle(ctx context.Context, a *attempt) {
 		}
 		return
 	case a.err == nil:
-		l.conn, l.failures, l.retry = a.conn, 0, time.Time{}
+		l.conn = a.conn
 		l.lockedSucceed(ctx)
 	default:
 		l.retry = time.Now().Add(min(firstRetry<<min(l.failures, 8), lastRetry))
@@ -172,7 +172,10 @@ func (l *link) lost(ctx context.Context, c *conn, err error) time.Time {
 	return l.since
 }
 
+// lockedSucceed notes an answer. It may come over an old connection after an attempt to make a new one has failed: then
+// that is tried again at once.
 func (l *link) lockedSucceed(ctx context.Context) {
+	l.failures, l.retry = 0, time.Time{}
 	if l.since.IsZero() {
 		return
 	}

@@ -249,6 +249,34 @@ func TestBackOff(t *testing.T) {
 }
 
 // Calls that come while somebody connects wait for that.
+// An answer that comes over the old connection, after an attempt to make a new one has failed, says that the node
+// answers: the next call connects again, and does not wait for the pause to end.
+func TestOldConnectionAnswersAfterAFailure(t *testing.T) {
+	inMemory(t, func(t *testing.T, w *world, _ *memory) {
+		w.owns("pve2", "vm")
+		pve1, pve2 := w.agents["pve1"], w.agents["pve2"]
+		answer := make(chan struct{})
+		pve2.on(func(context.Context, string) error {
+			<-answer
+			return nil
+		})
+		old := make(chan error, 1)
+		go func() { old <- pve1.ask(t, "pve2") }()
+		synctest.Wait()
+		pve1.moveAddress("pve2", "nowhere:9443")
+		peerError(t, pve1.ask(t, "pve2"))
+		close(answer)
+		if err := <-old; err != nil {
+			t.Fatal(err)
+		}
+		dials := pve1.dials.Load()
+		peerError(t, pve1.ask(t, "pve2"))
+		if pve1.dials.Load() == dials {
+			t.Error("nobody has tried to connect again")
+		}
+	}, "pve1", "pve2")
+}
+
 func TestConnectingIsShared(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		w.owns("pve2", "vm")
