@@ -1,6 +1,7 @@
-// What a node's agent tells people and programs about itself and its cluster:
-// the service behind the commands of pve-rigaud. It only tells; nothing is
-// decided from these answers.
+// What a node's agent tells people and programs about itself and its cluster,
+// and what they tell it: the service behind the commands of pve-rigaud. Root of
+// a node calls it on a unix socket; agents pass on to each other what is for
+// another node.
 //
 // Ages are milliseconds before the moment of the answer, by the clock of the
 // node that answers, so that nobody has to compare two clocks. Memory is in
@@ -29,6 +30,1383 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Placement is one decision where a VM is to be.
+type Placement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is that of the VM.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// vmid is its number, 0 if it had none then.
+	Vmid int32 `protobuf:"varint,2,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// decided_by is the node whose agent decided.
+	DecidedBy string `protobuf:"bytes,3,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
+	// age_ms is how long ago that was.
+	AgeMs int64 `protobuf:"varint,4,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// node is what was chosen; empty if no node fits.
+	Node string `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	// act is what it was for: "create", "clone", "drain", "restore", "dry run".
+	Act string `protobuf:"bytes,6,opt,name=act,proto3" json:"act,omitempty"`
+	// policy is the name of the policy that applied, scorer how nodes were
+	// compared.
+	Policy string `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	Scorer string `protobuf:"bytes,8,opt,name=scorer,proto3" json:"scorer,omitempty"`
+	// wants says in words what the VM needs.
+	Wants string          `protobuf:"bytes,9,opt,name=wants,proto3" json:"wants,omitempty"`
+	Rows  []*PlacementRow `protobuf:"bytes,10,rep,name=rows,proto3" json:"rows,omitempty"`
+	// warnings are in words.
+	Warnings []string `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// refusal is what the client was told, empty if a node was chosen.
+	Refusal       string `protobuf:"bytes,12,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placement) Reset() {
+	*x = Placement{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placement) ProtoMessage() {}
+
+func (x *Placement) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placement.ProtoReflect.Descriptor instead.
+func (*Placement) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Placement) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Placement) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *Placement) GetDecidedBy() string {
+	if x != nil {
+		return x.DecidedBy
+	}
+	return ""
+}
+
+func (x *Placement) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Placement) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Placement) GetAct() string {
+	if x != nil {
+		return x.Act
+	}
+	return ""
+}
+
+func (x *Placement) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Placement) GetScorer() string {
+	if x != nil {
+		return x.Scorer
+	}
+	return ""
+}
+
+func (x *Placement) GetWants() string {
+	if x != nil {
+		return x.Wants
+	}
+	return ""
+}
+
+func (x *Placement) GetRows() []*PlacementRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *Placement) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *Placement) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+// PlacementRow is what a decision found of one node.
+type PlacementRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Fits  bool                   `protobuf:"varint,2,opt,name=fits,proto3" json:"fits,omitempty"`
+	Score float64                `protobuf:"fixed64,3,opt,name=score,proto3" json:"score,omitempty"`
+	// reasons are why it does not fit, or what speaks for it or against it.
+	Reasons       []string `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	MemoryFree    uint64   `protobuf:"varint,5,opt,name=memory_free,json=memoryFree,proto3" json:"memory_free,omitempty"`
+	MemoryTotal   uint64   `protobuf:"varint,6,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlacementRow) Reset() {
+	*x = PlacementRow{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlacementRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlacementRow) ProtoMessage() {}
+
+func (x *PlacementRow) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlacementRow.ProtoReflect.Descriptor instead.
+func (*PlacementRow) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PlacementRow) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PlacementRow) GetFits() bool {
+	if x != nil {
+		return x.Fits
+	}
+	return false
+}
+
+func (x *PlacementRow) GetScore() float64 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+func (x *PlacementRow) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *PlacementRow) GetMemoryFree() uint64 {
+	if x != nil {
+		return x.MemoryFree
+	}
+	return 0
+}
+
+func (x *PlacementRow) GetMemoryTotal() uint64 {
+	if x != nil {
+		return x.MemoryTotal
+	}
+	return 0
+}
+
+type ExplainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vm is a name, a number or an id.
+	Vm string `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// part asks only for what the agent that is called has decided.
+	Part          bool `protobuf:"varint,2,opt,name=part,proto3" json:"part,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ExplainRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetPart() bool {
+	if x != nil {
+		return x.Part
+	}
+	return false
+}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	View  *View                  `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// placements are the newest first.
+	Placements []*Placement `protobuf:"bytes,2,rep,name=placements,proto3" json:"placements,omitempty"`
+	// silent are the nodes whose agents could not be asked.
+	Silent        []string `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ExplainResponse) GetView() *View {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetPlacements() []*Placement {
+	if x != nil {
+		return x.Placements
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetSilent() []string {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+type PlaceRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Cpus   uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Memory uint64                 `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	// image is what the VM would be made from; empty: nothing in particular.
+	Image string   `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	Name  string   `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Tags  []string `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
+	Pool  string   `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
+	// policy is the name of a placement policy; empty: the one that matches.
+	Policy string `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	// node limits the choice to a node or a group of nodes.
+	Node string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	// disk is the size of the root disk in bytes; 0: that of the image.
+	Disk          uint64 `protobuf:"varint,9,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceRequest) Reset() {
+	*x = PlaceRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceRequest) ProtoMessage() {}
+
+func (x *PlaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceRequest.ProtoReflect.Descriptor instead.
+func (*PlaceRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PlaceRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *PlaceRequest) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *PlaceRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *PlaceRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetDisk() uint64 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+type PlaceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          *View                  `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	Placement     *Placement             `protobuf:"bytes,2,opt,name=placement,proto3" json:"placement,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceResponse) Reset() {
+	*x = PlaceResponse{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceResponse) ProtoMessage() {}
+
+func (x *PlaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceResponse.ProtoReflect.Descriptor instead.
+func (*PlaceResponse) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PlaceResponse) GetView() *View {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *PlaceResponse) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+type ImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name limits the answer to one image.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagesRequest) Reset() {
+	*x = ImagesRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagesRequest) ProtoMessage() {}
+
+func (x *ImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagesRequest.ProtoReflect.Descriptor instead.
+func (*ImagesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ImagesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          *View                  `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	Images        []*Image               `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagesResponse) Reset() {
+	*x = ImagesResponse{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagesResponse) ProtoMessage() {}
+
+func (x *ImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagesResponse.ProtoReflect.Descriptor instead.
+func (*ImagesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ImagesResponse) GetView() *View {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *ImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// Image is a set of templates that are the same.
+type Image struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// source says in words where it came from.
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// checksum is "sha256:<hex>" of its first disk; empty if it was never read.
+	Checksum string     `protobuf:"bytes,3,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	AgeMs    int64      `protobuf:"varint,4,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	Replicas []*Replica `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// wanted is on how many nodes it is to be.
+	Wanted        int32 `protobuf:"varint,6,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Image) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Image) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Image) GetChecksum() string {
+	if x != nil {
+		return x.Checksum
+	}
+	return ""
+}
+
+func (x *Image) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Image) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Image) GetWanted() int32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+// Replica is one template of an image.
+type Replica struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Vmid  int32                  `protobuf:"varint,2,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// state is "ready", "making", "stale", "missing" or "failed".
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// shared says that every node reaches it.
+	Shared bool   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	Bytes  uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	AgeMs  int64  `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// clones is how many VMs share its disks.
+	Clones int32 `protobuf:"varint,7,opt,name=clones,proto3" json:"clones,omitempty"`
+	// reason says in words why the state is what it is.
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// done is how much of it is there while it is made, 0 to 1.
+	Done          float64 `protobuf:"fixed64,9,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Replica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Replica) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *Replica) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Replica) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Replica) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Replica) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *Replica) GetClones() int32 {
+	if x != nil {
+		return x.Clones
+	}
+	return 0
+}
+
+func (x *Replica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Replica) GetDone() float64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+type CordonRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// uncordon lets new VMs come again.
+	Uncordon bool `protobuf:"varint,2,opt,name=uncordon,proto3" json:"uncordon,omitempty"`
+	// reason is for people.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonRequest) Reset() {
+	*x = CordonRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonRequest) ProtoMessage() {}
+
+func (x *CordonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
+func (*CordonRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CordonRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CordonRequest) GetUncordon() bool {
+	if x != nil {
+		return x.Uncordon
+	}
+	return false
+}
+
+func (x *CordonRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CordonResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	View  *View                  `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// changed is false if it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonResponse) Reset() {
+	*x = CordonResponse{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonResponse) ProtoMessage() {}
+
+func (x *CordonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
+func (*CordonResponse) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CordonResponse) GetView() *View {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *CordonResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+type DrainRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Node   string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	DryRun bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// parallel is how many VMs are moved at once; 0: 2.
+	Parallel int32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	// stopped moves VMs that do not run, too.
+	Stopped bool `protobuf:"varint,4,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// force goes on though some VMs cannot be moved.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DrainRequest) GetParallel() int32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+func (x *DrainRequest) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *DrainRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Parallel      int32                  `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RestoreRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RestoreRequest) GetParallel() int32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+func (x *RestoreRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type EvacuationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuationRequest) Reset() {
+	*x = EvacuationRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuationRequest) ProtoMessage() {}
+
+func (x *EvacuationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuationRequest.ProtoReflect.Descriptor instead.
+func (*EvacuationRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EvacuationRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type StopEvacuationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopEvacuationRequest) Reset() {
+	*x = StopEvacuationRequest{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopEvacuationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopEvacuationRequest) ProtoMessage() {}
+
+func (x *StopEvacuationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopEvacuationRequest.ProtoReflect.Descriptor instead.
+func (*StopEvacuationRequest) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StopEvacuationRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type DrainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	View  *View                  `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	Node  string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// act is "drain" or "restore".
+	Act string `protobuf:"bytes,3,opt,name=act,proto3" json:"act,omitempty"`
+	// state is "planned", "running", "stopping", "done", "stopped" or "failed".
+	State string  `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Moves []*Move `protobuf:"bytes,5,rep,name=moves,proto3" json:"moves,omitempty"`
+	// message is in words, such as why it failed.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// op is the operation's id.
+	Op            string `protobuf:"bytes,7,opt,name=op,proto3" json:"op,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DrainResponse) GetView() *View {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetAct() string {
+	if x != nil {
+		return x.Act
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+// Move is what becomes of one VM.
+type Move struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vmid  int32                  `protobuf:"varint,1,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	From  string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	// to is empty if it stays.
+	To string `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// state is "planned", "moving", "moved", "failed" or "stays".
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// reason says why it stays or failed.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// ha says that HA moves it.
+	Ha      bool   `protobuf:"varint,7,opt,name=ha,proto3" json:"ha,omitempty"`
+	Running bool   `protobuf:"varint,8,opt,name=running,proto3" json:"running,omitempty"`
+	Memory  uint64 `protobuf:"varint,9,opt,name=memory,proto3" json:"memory,omitempty"`
+	// took_ms is how long the move took.
+	TookMs        int64 `protobuf:"varint,10,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_agent_nodepb_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_nodepb_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Move) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *Move) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Move) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Move) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Move) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Move) GetHa() bool {
+	if x != nil {
+		return x.Ha
+	}
+	return false
+}
+
+func (x *Move) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Move) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *Move) GetTookMs() int64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
 // View is where an answer was given, and how far it can be believed.
 type View struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -55,7 +1433,7 @@ type View struct {
 
 func (x *View) Reset() {
 	*x = View{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[0]
+	mi := &file_agent_nodepb_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -67,7 +1445,7 @@ func (x *View) String() string {
 func (*View) ProtoMessage() {}
 
 func (x *View) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[0]
+	mi := &file_agent_nodepb_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -80,7 +1458,7 @@ func (x *View) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use View.ProtoReflect.Descriptor instead.
 func (*View) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{0}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *View) GetNode() string {
@@ -140,7 +1518,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[1]
+	mi := &file_agent_nodepb_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +1530,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[1]
+	mi := &file_agent_nodepb_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +1543,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{1}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{19}
 }
 
 type MembersResponse struct {
@@ -178,7 +1556,7 @@ type MembersResponse struct {
 
 func (x *MembersResponse) Reset() {
 	*x = MembersResponse{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[2]
+	mi := &file_agent_nodepb_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -190,7 +1568,7 @@ func (x *MembersResponse) String() string {
 func (*MembersResponse) ProtoMessage() {}
 
 func (x *MembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[2]
+	mi := &file_agent_nodepb_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -203,7 +1581,7 @@ func (x *MembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersResponse.ProtoReflect.Descriptor instead.
 func (*MembersResponse) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{2}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MembersResponse) GetView() *View {
@@ -242,7 +1620,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[3]
+	mi := &file_agent_nodepb_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +1632,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[3]
+	mi := &file_agent_nodepb_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +1645,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{3}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Member) GetName() string {
@@ -324,7 +1702,7 @@ type PVENode struct {
 
 func (x *PVENode) Reset() {
 	*x = PVENode{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[4]
+	mi := &file_agent_nodepb_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +1714,7 @@ func (x *PVENode) String() string {
 func (*PVENode) ProtoMessage() {}
 
 func (x *PVENode) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[4]
+	mi := &file_agent_nodepb_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +1727,7 @@ func (x *PVENode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PVENode.ProtoReflect.Descriptor instead.
 func (*PVENode) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{4}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PVENode) GetOnline() bool {
@@ -389,7 +1767,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[5]
+	mi := &file_agent_nodepb_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +1779,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[5]
+	mi := &file_agent_nodepb_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +1792,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{5}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Agent) GetAddress() string {
@@ -480,7 +1858,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[6]
+	mi := &file_agent_nodepb_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +1870,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[6]
+	mi := &file_agent_nodepb_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +1883,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{6}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Link) GetUp() bool {
@@ -562,7 +1940,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[7]
+	mi := &file_agent_nodepb_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +1952,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[7]
+	mi := &file_agent_nodepb_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +1965,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{7}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Capacity) GetAgeMs() int64 {
@@ -693,7 +2071,7 @@ type VMsRequest struct {
 
 func (x *VMsRequest) Reset() {
 	*x = VMsRequest{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[8]
+	mi := &file_agent_nodepb_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +2083,7 @@ func (x *VMsRequest) String() string {
 func (*VMsRequest) ProtoMessage() {}
 
 func (x *VMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[8]
+	mi := &file_agent_nodepb_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +2096,7 @@ func (x *VMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMsRequest.ProtoReflect.Descriptor instead.
 func (*VMsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{8}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VMsRequest) GetNode() string {
@@ -748,7 +2126,7 @@ type VMsResponse struct {
 
 func (x *VMsResponse) Reset() {
 	*x = VMsResponse{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[9]
+	mi := &file_agent_nodepb_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +2138,7 @@ func (x *VMsResponse) String() string {
 func (*VMsResponse) ProtoMessage() {}
 
 func (x *VMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[9]
+	mi := &file_agent_nodepb_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +2151,7 @@ func (x *VMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMsResponse.ProtoReflect.Descriptor instead.
 func (*VMsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{9}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VMsResponse) GetView() *View {
@@ -837,7 +2215,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[10]
+	mi := &file_agent_nodepb_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +2227,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[10]
+	mi := &file_agent_nodepb_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +2240,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{10}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VM) GetVmid() int32 {
@@ -979,7 +2357,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	mi := &file_agent_nodepb_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +2369,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[11]
+	mi := &file_agent_nodepb_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +2382,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{11}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Snapshot) GetId() string {
@@ -1073,7 +2451,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_agent_nodepb_node_proto_msgTypes[12]
+	mi := &file_agent_nodepb_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +2463,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_nodepb_node_proto_msgTypes[12]
+	mi := &file_agent_nodepb_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +2476,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{12}
+	return file_agent_nodepb_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Record) GetOwner() string {
@@ -1133,7 +2511,116 @@ var File_agent_nodepb_node_proto protoreflect.FileDescriptor
 
 const file_agent_nodepb_node_proto_rawDesc = "" +
 	"\n" +
-	"\x17agent/nodepb/node.proto\x12\trigaud.v1\"\xbc\x01\n" +
+	"\x17agent/nodepb/node.proto\x12\trigaud.v1\"\xb8\x02\n" +
+	"\tPlacement\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04vmid\x18\x02 \x01(\x05R\x04vmid\x12\x1d\n" +
+	"\n" +
+	"decided_by\x18\x03 \x01(\tR\tdecidedBy\x12\x15\n" +
+	"\x06age_ms\x18\x04 \x01(\x03R\x05ageMs\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x10\n" +
+	"\x03act\x18\x06 \x01(\tR\x03act\x12\x16\n" +
+	"\x06policy\x18\a \x01(\tR\x06policy\x12\x16\n" +
+	"\x06scorer\x18\b \x01(\tR\x06scorer\x12\x14\n" +
+	"\x05wants\x18\t \x01(\tR\x05wants\x12+\n" +
+	"\x04rows\x18\n" +
+	" \x03(\v2\x17.rigaud.v1.PlacementRowR\x04rows\x12\x1a\n" +
+	"\bwarnings\x18\v \x03(\tR\bwarnings\x12\x18\n" +
+	"\arefusal\x18\f \x01(\tR\arefusal\"\xaa\x01\n" +
+	"\fPlacementRow\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04fits\x18\x02 \x01(\bR\x04fits\x12\x14\n" +
+	"\x05score\x18\x03 \x01(\x01R\x05score\x12\x18\n" +
+	"\areasons\x18\x04 \x03(\tR\areasons\x12\x1f\n" +
+	"\vmemory_free\x18\x05 \x01(\x04R\n" +
+	"memoryFree\x12!\n" +
+	"\fmemory_total\x18\x06 \x01(\x04R\vmemoryTotal\"4\n" +
+	"\x0eExplainRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\bR\x04part\"\x84\x01\n" +
+	"\x0fExplainResponse\x12#\n" +
+	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x124\n" +
+	"\n" +
+	"placements\x18\x02 \x03(\v2\x14.rigaud.v1.PlacementR\n" +
+	"placements\x12\x16\n" +
+	"\x06silent\x18\x03 \x03(\tR\x06silent\"\xcc\x01\n" +
+	"\fPlaceRequest\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\x04R\x06memory\x12\x14\n" +
+	"\x05image\x18\x03 \x01(\tR\x05image\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04tags\x18\x05 \x03(\tR\x04tags\x12\x12\n" +
+	"\x04pool\x18\x06 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06policy\x18\a \x01(\tR\x06policy\x12\x12\n" +
+	"\x04node\x18\b \x01(\tR\x04node\x12\x12\n" +
+	"\x04disk\x18\t \x01(\x04R\x04disk\"h\n" +
+	"\rPlaceResponse\x12#\n" +
+	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x122\n" +
+	"\tplacement\x18\x02 \x01(\v2\x14.rigaud.v1.PlacementR\tplacement\"#\n" +
+	"\rImagesRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"_\n" +
+	"\x0eImagesResponse\x12#\n" +
+	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x12(\n" +
+	"\x06images\x18\x02 \x03(\v2\x10.rigaud.v1.ImageR\x06images\"\xae\x01\n" +
+	"\x05Image\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1a\n" +
+	"\bchecksum\x18\x03 \x01(\tR\bchecksum\x12\x15\n" +
+	"\x06age_ms\x18\x04 \x01(\x03R\x05ageMs\x12.\n" +
+	"\breplicas\x18\x05 \x03(\v2\x12.rigaud.v1.ReplicaR\breplicas\x12\x16\n" +
+	"\x06wanted\x18\x06 \x01(\x05R\x06wanted\"\xd0\x01\n" +
+	"\aReplica\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04vmid\x18\x02 \x01(\x05R\x04vmid\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x15\n" +
+	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x16\n" +
+	"\x06clones\x18\a \x01(\x05R\x06clones\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x12\n" +
+	"\x04done\x18\t \x01(\x01R\x04done\"W\n" +
+	"\rCordonRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\buncordon\x18\x02 \x01(\bR\buncordon\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"O\n" +
+	"\x0eCordonResponse\x12#\n" +
+	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x87\x01\n" +
+	"\fDrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1a\n" +
+	"\bparallel\x18\x03 \x01(\x05R\bparallel\x12\x18\n" +
+	"\astopped\x18\x04 \x01(\bR\astopped\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"o\n" +
+	"\x0eRestoreRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1a\n" +
+	"\bparallel\x18\x03 \x01(\x05R\bparallel\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"'\n" +
+	"\x11EvacuationRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"+\n" +
+	"\x15StopEvacuationRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xc1\x01\n" +
+	"\rDrainResponse\x12#\n" +
+	"\x04view\x18\x01 \x01(\v2\x0f.rigaud.v1.ViewR\x04view\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
+	"\x03act\x18\x03 \x01(\tR\x03act\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12%\n" +
+	"\x05moves\x18\x05 \x03(\v2\x0f.rigaud.v1.MoveR\x05moves\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x0e\n" +
+	"\x02op\x18\a \x01(\tR\x02op\"\xdb\x01\n" +
+	"\x04Move\x12\x12\n" +
+	"\x04vmid\x18\x01 \x01(\x05R\x04vmid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02ha\x18\a \x01(\bR\x02ha\x12\x18\n" +
+	"\arunning\x18\b \x01(\bR\arunning\x12\x16\n" +
+	"\x06memory\x18\t \x01(\x04R\x06memory\x12\x17\n" +
+	"\atook_ms\x18\n" +
+	" \x01(\x03R\x06tookMs\"\xbc\x01\n" +
 	"\x04View\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -1223,10 +2710,19 @@ const file_agent_nodepb_node_proto_rawDesc = "" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x15\n" +
-	"\x06age_ms\x18\x04 \x01(\x03R\x05ageMs2~\n" +
+	"\x06age_ms\x18\x04 \x01(\x03R\x05ageMs2\x8a\x05\n" +
 	"\x04Node\x12@\n" +
 	"\aMembers\x12\x19.rigaud.v1.MembersRequest\x1a\x1a.rigaud.v1.MembersResponse\x124\n" +
-	"\x03VMs\x12\x15.rigaud.v1.VMsRequest\x1a\x16.rigaud.v1.VMsResponseB6Z4github.com/pve-rigaud/pve-rigaud/agent/nodepb;nodepbb\x06proto3"
+	"\x03VMs\x12\x15.rigaud.v1.VMsRequest\x1a\x16.rigaud.v1.VMsResponse\x12@\n" +
+	"\aExplain\x12\x19.rigaud.v1.ExplainRequest\x1a\x1a.rigaud.v1.ExplainResponse\x12:\n" +
+	"\x05Place\x12\x17.rigaud.v1.PlaceRequest\x1a\x18.rigaud.v1.PlaceResponse\x12=\n" +
+	"\x06Images\x12\x18.rigaud.v1.ImagesRequest\x1a\x19.rigaud.v1.ImagesResponse\x12=\n" +
+	"\x06Cordon\x12\x18.rigaud.v1.CordonRequest\x1a\x19.rigaud.v1.CordonResponse\x12:\n" +
+	"\x05Drain\x12\x17.rigaud.v1.DrainRequest\x1a\x18.rigaud.v1.DrainResponse\x12>\n" +
+	"\aRestore\x12\x19.rigaud.v1.RestoreRequest\x1a\x18.rigaud.v1.DrainResponse\x12D\n" +
+	"\n" +
+	"Evacuation\x12\x1c.rigaud.v1.EvacuationRequest\x1a\x18.rigaud.v1.DrainResponse\x12L\n" +
+	"\x0eStopEvacuation\x12 .rigaud.v1.StopEvacuationRequest\x1a\x18.rigaud.v1.DrainResponseB6Z4github.com/pve-rigaud/pve-rigaud/agent/nodepb;nodepbb\x06proto3"
 
 var (
 	file_agent_nodepb_node_proto_rawDescOnce sync.Once
@@ -1240,42 +2736,87 @@ func file_agent_nodepb_node_proto_rawDescGZIP() []byte {
 	return file_agent_nodepb_node_proto_rawDescData
 }
 
-var file_agent_nodepb_node_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_agent_nodepb_node_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_agent_nodepb_node_proto_goTypes = []any{
-	(*View)(nil),            // 0: rigaud.v1.View
-	(*MembersRequest)(nil),  // 1: rigaud.v1.MembersRequest
-	(*MembersResponse)(nil), // 2: rigaud.v1.MembersResponse
-	(*Member)(nil),          // 3: rigaud.v1.Member
-	(*PVENode)(nil),         // 4: rigaud.v1.PVENode
-	(*Agent)(nil),           // 5: rigaud.v1.Agent
-	(*Link)(nil),            // 6: rigaud.v1.Link
-	(*Capacity)(nil),        // 7: rigaud.v1.Capacity
-	(*VMsRequest)(nil),      // 8: rigaud.v1.VMsRequest
-	(*VMsResponse)(nil),     // 9: rigaud.v1.VMsResponse
-	(*VM)(nil),              // 10: rigaud.v1.VM
-	(*Snapshot)(nil),        // 11: rigaud.v1.Snapshot
-	(*Record)(nil),          // 12: rigaud.v1.Record
+	(*Placement)(nil),             // 0: rigaud.v1.Placement
+	(*PlacementRow)(nil),          // 1: rigaud.v1.PlacementRow
+	(*ExplainRequest)(nil),        // 2: rigaud.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 3: rigaud.v1.ExplainResponse
+	(*PlaceRequest)(nil),          // 4: rigaud.v1.PlaceRequest
+	(*PlaceResponse)(nil),         // 5: rigaud.v1.PlaceResponse
+	(*ImagesRequest)(nil),         // 6: rigaud.v1.ImagesRequest
+	(*ImagesResponse)(nil),        // 7: rigaud.v1.ImagesResponse
+	(*Image)(nil),                 // 8: rigaud.v1.Image
+	(*Replica)(nil),               // 9: rigaud.v1.Replica
+	(*CordonRequest)(nil),         // 10: rigaud.v1.CordonRequest
+	(*CordonResponse)(nil),        // 11: rigaud.v1.CordonResponse
+	(*DrainRequest)(nil),          // 12: rigaud.v1.DrainRequest
+	(*RestoreRequest)(nil),        // 13: rigaud.v1.RestoreRequest
+	(*EvacuationRequest)(nil),     // 14: rigaud.v1.EvacuationRequest
+	(*StopEvacuationRequest)(nil), // 15: rigaud.v1.StopEvacuationRequest
+	(*DrainResponse)(nil),         // 16: rigaud.v1.DrainResponse
+	(*Move)(nil),                  // 17: rigaud.v1.Move
+	(*View)(nil),                  // 18: rigaud.v1.View
+	(*MembersRequest)(nil),        // 19: rigaud.v1.MembersRequest
+	(*MembersResponse)(nil),       // 20: rigaud.v1.MembersResponse
+	(*Member)(nil),                // 21: rigaud.v1.Member
+	(*PVENode)(nil),               // 22: rigaud.v1.PVENode
+	(*Agent)(nil),                 // 23: rigaud.v1.Agent
+	(*Link)(nil),                  // 24: rigaud.v1.Link
+	(*Capacity)(nil),              // 25: rigaud.v1.Capacity
+	(*VMsRequest)(nil),            // 26: rigaud.v1.VMsRequest
+	(*VMsResponse)(nil),           // 27: rigaud.v1.VMsResponse
+	(*VM)(nil),                    // 28: rigaud.v1.VM
+	(*Snapshot)(nil),              // 29: rigaud.v1.Snapshot
+	(*Record)(nil),                // 30: rigaud.v1.Record
 }
 var file_agent_nodepb_node_proto_depIdxs = []int32{
-	0,  // 0: rigaud.v1.MembersResponse.view:type_name -> rigaud.v1.View
-	3,  // 1: rigaud.v1.MembersResponse.members:type_name -> rigaud.v1.Member
-	4,  // 2: rigaud.v1.Member.pve:type_name -> rigaud.v1.PVENode
-	5,  // 3: rigaud.v1.Member.agent:type_name -> rigaud.v1.Agent
-	6,  // 4: rigaud.v1.Member.link:type_name -> rigaud.v1.Link
-	7,  // 5: rigaud.v1.Member.capacity:type_name -> rigaud.v1.Capacity
-	0,  // 6: rigaud.v1.VMsResponse.view:type_name -> rigaud.v1.View
-	10, // 7: rigaud.v1.VMsResponse.vms:type_name -> rigaud.v1.VM
-	12, // 8: rigaud.v1.VM.record:type_name -> rigaud.v1.Record
-	11, // 9: rigaud.v1.VM.snapshots:type_name -> rigaud.v1.Snapshot
-	1,  // 10: rigaud.v1.Node.Members:input_type -> rigaud.v1.MembersRequest
-	8,  // 11: rigaud.v1.Node.VMs:input_type -> rigaud.v1.VMsRequest
-	2,  // 12: rigaud.v1.Node.Members:output_type -> rigaud.v1.MembersResponse
-	9,  // 13: rigaud.v1.Node.VMs:output_type -> rigaud.v1.VMsResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	1,  // 0: rigaud.v1.Placement.rows:type_name -> rigaud.v1.PlacementRow
+	18, // 1: rigaud.v1.ExplainResponse.view:type_name -> rigaud.v1.View
+	0,  // 2: rigaud.v1.ExplainResponse.placements:type_name -> rigaud.v1.Placement
+	18, // 3: rigaud.v1.PlaceResponse.view:type_name -> rigaud.v1.View
+	0,  // 4: rigaud.v1.PlaceResponse.placement:type_name -> rigaud.v1.Placement
+	18, // 5: rigaud.v1.ImagesResponse.view:type_name -> rigaud.v1.View
+	8,  // 6: rigaud.v1.ImagesResponse.images:type_name -> rigaud.v1.Image
+	9,  // 7: rigaud.v1.Image.replicas:type_name -> rigaud.v1.Replica
+	18, // 8: rigaud.v1.CordonResponse.view:type_name -> rigaud.v1.View
+	18, // 9: rigaud.v1.DrainResponse.view:type_name -> rigaud.v1.View
+	17, // 10: rigaud.v1.DrainResponse.moves:type_name -> rigaud.v1.Move
+	18, // 11: rigaud.v1.MembersResponse.view:type_name -> rigaud.v1.View
+	21, // 12: rigaud.v1.MembersResponse.members:type_name -> rigaud.v1.Member
+	22, // 13: rigaud.v1.Member.pve:type_name -> rigaud.v1.PVENode
+	23, // 14: rigaud.v1.Member.agent:type_name -> rigaud.v1.Agent
+	24, // 15: rigaud.v1.Member.link:type_name -> rigaud.v1.Link
+	25, // 16: rigaud.v1.Member.capacity:type_name -> rigaud.v1.Capacity
+	18, // 17: rigaud.v1.VMsResponse.view:type_name -> rigaud.v1.View
+	28, // 18: rigaud.v1.VMsResponse.vms:type_name -> rigaud.v1.VM
+	30, // 19: rigaud.v1.VM.record:type_name -> rigaud.v1.Record
+	29, // 20: rigaud.v1.VM.snapshots:type_name -> rigaud.v1.Snapshot
+	19, // 21: rigaud.v1.Node.Members:input_type -> rigaud.v1.MembersRequest
+	26, // 22: rigaud.v1.Node.VMs:input_type -> rigaud.v1.VMsRequest
+	2,  // 23: rigaud.v1.Node.Explain:input_type -> rigaud.v1.ExplainRequest
+	4,  // 24: rigaud.v1.Node.Place:input_type -> rigaud.v1.PlaceRequest
+	6,  // 25: rigaud.v1.Node.Images:input_type -> rigaud.v1.ImagesRequest
+	10, // 26: rigaud.v1.Node.Cordon:input_type -> rigaud.v1.CordonRequest
+	12, // 27: rigaud.v1.Node.Drain:input_type -> rigaud.v1.DrainRequest
+	13, // 28: rigaud.v1.Node.Restore:input_type -> rigaud.v1.RestoreRequest
+	14, // 29: rigaud.v1.Node.Evacuation:input_type -> rigaud.v1.EvacuationRequest
+	15, // 30: rigaud.v1.Node.StopEvacuation:input_type -> rigaud.v1.StopEvacuationRequest
+	20, // 31: rigaud.v1.Node.Members:output_type -> rigaud.v1.MembersResponse
+	27, // 32: rigaud.v1.Node.VMs:output_type -> rigaud.v1.VMsResponse
+	3,  // 33: rigaud.v1.Node.Explain:output_type -> rigaud.v1.ExplainResponse
+	5,  // 34: rigaud.v1.Node.Place:output_type -> rigaud.v1.PlaceResponse
+	7,  // 35: rigaud.v1.Node.Images:output_type -> rigaud.v1.ImagesResponse
+	11, // 36: rigaud.v1.Node.Cordon:output_type -> rigaud.v1.CordonResponse
+	16, // 37: rigaud.v1.Node.Drain:output_type -> rigaud.v1.DrainResponse
+	16, // 38: rigaud.v1.Node.Restore:output_type -> rigaud.v1.DrainResponse
+	16, // 39: rigaud.v1.Node.Evacuation:output_type -> rigaud.v1.DrainResponse
+	16, // 40: rigaud.v1.Node.StopEvacuation:output_type -> rigaud.v1.DrainResponse
+	31, // [31:41] is the sub-list for method output_type
+	21, // [21:31] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_agent_nodepb_node_proto_init() }
@@ -1289,7 +2830,7 @@ func file_agent_nodepb_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_nodepb_node_proto_rawDesc), len(file_agent_nodepb_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

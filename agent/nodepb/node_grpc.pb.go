@@ -1,6 +1,7 @@
-// What a node's agent tells people and programs about itself and its cluster:
-// the service behind the commands of pve-rigaud. It only tells; nothing is
-// decided from these answers.
+// What a node's agent tells people and programs about itself and its cluster,
+// and what they tell it: the service behind the commands of pve-rigaud. Root of
+// a node calls it on a unix socket; agents pass on to each other what is for
+// another node.
 //
 // Ages are milliseconds before the moment of the answer, by the clock of the
 // node that answers, so that nobody has to compare two clocks. Memory is in
@@ -27,8 +28,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Node_Members_FullMethodName = "/rigaud.v1.Node/Members"
-	Node_VMs_FullMethodName     = "/rigaud.v1.Node/VMs"
+	Node_Members_FullMethodName        = "/rigaud.v1.Node/Members"
+	Node_VMs_FullMethodName            = "/rigaud.v1.Node/VMs"
+	Node_Explain_FullMethodName        = "/rigaud.v1.Node/Explain"
+	Node_Place_FullMethodName          = "/rigaud.v1.Node/Place"
+	Node_Images_FullMethodName         = "/rigaud.v1.Node/Images"
+	Node_Cordon_FullMethodName         = "/rigaud.v1.Node/Cordon"
+	Node_Drain_FullMethodName          = "/rigaud.v1.Node/Drain"
+	Node_Restore_FullMethodName        = "/rigaud.v1.Node/Restore"
+	Node_Evacuation_FullMethodName     = "/rigaud.v1.Node/Evacuation"
+	Node_StopEvacuation_FullMethodName = "/rigaud.v1.Node/StopEvacuation"
 )
 
 // NodeClient is the client API for Node service.
@@ -45,6 +54,30 @@ type NodeClient interface {
 	// number. It fails with FailedPrecondition while /etc/pve was never read:
 	// an empty list would say that there are none.
 	VMs(ctx context.Context, in *VMsRequest, opts ...grpc.CallOption) (*VMsResponse, error)
+	// Explain returns the newest decisions about where a VM is to be made, of all
+	// agents that can be asked. NotFound if none is known.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Place says where a VM would go now. It keeps no room for it.
+	Place(ctx context.Context, in *PlaceRequest, opts ...grpc.CallOption) (*PlaceResponse, error)
+	// Images lists the images of the cluster and their templates, by name.
+	Images(ctx context.Context, in *ImagesRequest, opts ...grpc.CallOption) (*ImagesResponse, error)
+	// Cordon keeps new VMs away from a node, or lets them come again. It needs
+	// quorum, and not the node. NotFound if the cluster has no such node.
+	Cordon(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*CordonResponse, error)
+	// Drain moves the VMs of a node to other nodes, after a cordon. It returns
+	// when that is begun, or with dry_run what would be done. Evacuation tells
+	// how far it is. Asking again joins what is under way. FailedPrecondition if
+	// the node's agent cannot be asked, or a VM fits nowhere and force is not
+	// set.
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
+	// Restore moves back what the last drain of a node has moved away, and lifts
+	// the cordon.
+	Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*DrainResponse, error)
+	// Evacuation tells how far the last drain or restore of a node is.
+	Evacuation(ctx context.Context, in *EvacuationRequest, opts ...grpc.CallOption) (*DrainResponse, error)
+	// StopEvacuation begins no further move of a drain or restore. Those under
+	// way end.
+	StopEvacuation(ctx context.Context, in *StopEvacuationRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 }
 
 type nodeClient struct {
@@ -75,6 +108,86 @@ func (c *nodeClient) VMs(ctx context.Context, in *VMsRequest, opts ...grpc.CallO
 	return out, nil
 }
 
+func (c *nodeClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Node_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Place(ctx context.Context, in *PlaceRequest, opts ...grpc.CallOption) (*PlaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlaceResponse)
+	err := c.cc.Invoke(ctx, Node_Place_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Images(ctx context.Context, in *ImagesRequest, opts ...grpc.CallOption) (*ImagesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImagesResponse)
+	err := c.cc.Invoke(ctx, Node_Images_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Cordon(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*CordonResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CordonResponse)
+	err := c.cc.Invoke(ctx, Node_Cordon_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainResponse)
+	err := c.cc.Invoke(ctx, Node_Drain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainResponse)
+	err := c.cc.Invoke(ctx, Node_Restore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Evacuation(ctx context.Context, in *EvacuationRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainResponse)
+	err := c.cc.Invoke(ctx, Node_Evacuation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) StopEvacuation(ctx context.Context, in *StopEvacuationRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainResponse)
+	err := c.cc.Invoke(ctx, Node_StopEvacuation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -89,6 +202,30 @@ type NodeServer interface {
 	// number. It fails with FailedPrecondition while /etc/pve was never read:
 	// an empty list would say that there are none.
 	VMs(context.Context, *VMsRequest) (*VMsResponse, error)
+	// Explain returns the newest decisions about where a VM is to be made, of all
+	// agents that can be asked. NotFound if none is known.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Place says where a VM would go now. It keeps no room for it.
+	Place(context.Context, *PlaceRequest) (*PlaceResponse, error)
+	// Images lists the images of the cluster and their templates, by name.
+	Images(context.Context, *ImagesRequest) (*ImagesResponse, error)
+	// Cordon keeps new VMs away from a node, or lets them come again. It needs
+	// quorum, and not the node. NotFound if the cluster has no such node.
+	Cordon(context.Context, *CordonRequest) (*CordonResponse, error)
+	// Drain moves the VMs of a node to other nodes, after a cordon. It returns
+	// when that is begun, or with dry_run what would be done. Evacuation tells
+	// how far it is. Asking again joins what is under way. FailedPrecondition if
+	// the node's agent cannot be asked, or a VM fits nowhere and force is not
+	// set.
+	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
+	// Restore moves back what the last drain of a node has moved away, and lifts
+	// the cordon.
+	Restore(context.Context, *RestoreRequest) (*DrainResponse, error)
+	// Evacuation tells how far the last drain or restore of a node is.
+	Evacuation(context.Context, *EvacuationRequest) (*DrainResponse, error)
+	// StopEvacuation begins no further move of a drain or restore. Those under
+	// way end.
+	StopEvacuation(context.Context, *StopEvacuationRequest) (*DrainResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -104,6 +241,30 @@ func (UnimplementedNodeServer) Members(context.Context, *MembersRequest) (*Membe
 }
 func (UnimplementedNodeServer) VMs(context.Context, *VMsRequest) (*VMsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method VMs not implemented")
+}
+func (UnimplementedNodeServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedNodeServer) Place(context.Context, *PlaceRequest) (*PlaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Place not implemented")
+}
+func (UnimplementedNodeServer) Images(context.Context, *ImagesRequest) (*ImagesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Images not implemented")
+}
+func (UnimplementedNodeServer) Cordon(context.Context, *CordonRequest) (*CordonResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Cordon not implemented")
+}
+func (UnimplementedNodeServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedNodeServer) Restore(context.Context, *RestoreRequest) (*DrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Restore not implemented")
+}
+func (UnimplementedNodeServer) Evacuation(context.Context, *EvacuationRequest) (*DrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Evacuation not implemented")
+}
+func (UnimplementedNodeServer) StopEvacuation(context.Context, *StopEvacuationRequest) (*DrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StopEvacuation not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -162,6 +323,150 @@ func _Node_VMs_Handler(srv interface{}, ctx context.Context, dec func(interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Place_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Place(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Place_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Place(ctx, req.(*PlaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Images_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImagesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Images(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Images_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Images(ctx, req.(*ImagesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Cordon_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CordonRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Cordon(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Cordon_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Cordon(ctx, req.(*CordonRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Drain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Drain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Drain(ctx, req.(*DrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Restore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Restore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Restore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Restore(ctx, req.(*RestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Evacuation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EvacuationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Evacuation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Evacuation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Evacuation(ctx, req.(*EvacuationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_StopEvacuation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopEvacuationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).StopEvacuation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_StopEvacuation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).StopEvacuation(ctx, req.(*StopEvacuationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -176,6 +481,38 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "VMs",
 			Handler:    _Node_VMs_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Node_Explain_Handler,
+		},
+		{
+			MethodName: "Place",
+			Handler:    _Node_Place_Handler,
+		},
+		{
+			MethodName: "Images",
+			Handler:    _Node_Images_Handler,
+		},
+		{
+			MethodName: "Cordon",
+			Handler:    _Node_Cordon_Handler,
+		},
+		{
+			MethodName: "Drain",
+			Handler:    _Node_Drain_Handler,
+		},
+		{
+			MethodName: "Restore",
+			Handler:    _Node_Restore_Handler,
+		},
+		{
+			MethodName: "Evacuation",
+			Handler:    _Node_Evacuation_Handler,
+		},
+		{
+			MethodName: "StopEvacuation",
+			Handler:    _Node_StopEvacuation_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

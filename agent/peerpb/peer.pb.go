@@ -25,6 +25,365 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AdmitRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key names what is made; the same for all requests about it.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// memory is in bytes.
+	Memory uint64 `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	Cpus   uint32 `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	// name is the VM's, for messages.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// release gives back what was kept under key.
+	Release       bool `protobuf:"varint,5,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitRequest) Reset() {
+	*x = AdmitRequest{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitRequest) ProtoMessage() {}
+
+func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
+func (*AdmitRequest) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AdmitRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *AdmitRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *AdmitRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetRelease() bool {
+	if x != nil {
+		return x.Release
+	}
+	return false
+}
+
+type AdmitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitResponse) Reset() {
+	*x = AdmitResponse{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitResponse) ProtoMessage() {}
+
+func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
+func (*AdmitResponse) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{1}
+}
+
+type ReadVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vmid is the template.
+	Vmid int32 `protobuf:"varint,1,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// volume is one of its disks, "<storage>:<name>" as its config has it.
+	Volume string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	// offset is in bytes. Beyond the end the answer has no data.
+	Offset int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// length is how many bytes are wanted at most; at most 8 MiB are given.
+	Length        int32 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadVolumeRequest) Reset() {
+	*x = ReadVolumeRequest{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadVolumeRequest) ProtoMessage() {}
+
+func (x *ReadVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ReadVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReadVolumeRequest) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *ReadVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ReadVolumeRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadVolumeRequest) GetLength() int32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type ReadVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// offset is where data begins: what is between the offset that was asked for
+	// and this one is zeros.
+	Offset int64  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data   []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// size is that of the file or device in bytes.
+	Size int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// format is that of the bytes: "raw", "qcow2" or "vmdk".
+	Format        string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadVolumeResponse) Reset() {
+	*x = ReadVolumeResponse{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadVolumeResponse) ProtoMessage() {}
+
+func (x *ReadVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ReadVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReadVolumeResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadVolumeResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ReadVolumeResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ReadVolumeResponse) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+type MigrateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the VM's, "<vmid>-<first 8 digits of its SMBIOS uuid>".
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// target is the node it is to go to.
+	Target        string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateRequest) Reset() {
+	*x = MigrateRequest{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateRequest) ProtoMessage() {}
+
+func (x *MigrateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateRequest.ProtoReflect.Descriptor instead.
+func (*MigrateRequest) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MigrateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MigrateRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type MigrateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// op is the reference of the operation; empty if the VM is on target already.
+	Op            string `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateResponse) Reset() {
+	*x = MigrateResponse{}
+	mi := &file_agent_peerpb_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateResponse) ProtoMessage() {}
+
+func (x *MigrateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_peerpb_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateResponse.ProtoReflect.Descriptor instead.
+func (*MigrateResponse) Descriptor() ([]byte, []int) {
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *MigrateResponse) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
 type PutSnippetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// volume is "<storage>:snippets/pve-rigaud-<hash>.yaml".
@@ -37,7 +396,7 @@ type PutSnippetRequest struct {
 
 func (x *PutSnippetRequest) Reset() {
 	*x = PutSnippetRequest{}
-	mi := &file_agent_peerpb_peer_proto_msgTypes[0]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +408,7 @@ func (x *PutSnippetRequest) String() string {
 func (*PutSnippetRequest) ProtoMessage() {}
 
 func (x *PutSnippetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_peerpb_peer_proto_msgTypes[0]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +421,7 @@ func (x *PutSnippetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSnippetRequest.ProtoReflect.Descriptor instead.
 func (*PutSnippetRequest) Descriptor() ([]byte, []int) {
-	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{0}
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutSnippetRequest) GetVolume() string {
@@ -87,7 +446,7 @@ type PutSnippetResponse struct {
 
 func (x *PutSnippetResponse) Reset() {
 	*x = PutSnippetResponse{}
-	mi := &file_agent_peerpb_peer_proto_msgTypes[1]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -99,7 +458,7 @@ func (x *PutSnippetResponse) String() string {
 func (*PutSnippetResponse) ProtoMessage() {}
 
 func (x *PutSnippetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_peerpb_peer_proto_msgTypes[1]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -112,7 +471,7 @@ func (x *PutSnippetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSnippetResponse.ProtoReflect.Descriptor instead.
 func (*PutSnippetResponse) Descriptor() ([]byte, []int) {
-	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{1}
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{7}
 }
 
 type GetSnippetRequest struct {
@@ -125,7 +484,7 @@ type GetSnippetRequest struct {
 
 func (x *GetSnippetRequest) Reset() {
 	*x = GetSnippetRequest{}
-	mi := &file_agent_peerpb_peer_proto_msgTypes[2]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -137,7 +496,7 @@ func (x *GetSnippetRequest) String() string {
 func (*GetSnippetRequest) ProtoMessage() {}
 
 func (x *GetSnippetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_peerpb_peer_proto_msgTypes[2]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -150,7 +509,7 @@ func (x *GetSnippetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnippetRequest.ProtoReflect.Descriptor instead.
 func (*GetSnippetRequest) Descriptor() ([]byte, []int) {
-	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{2}
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetSnippetRequest) GetVolume() string {
@@ -171,7 +530,7 @@ type GetSnippetResponse struct {
 
 func (x *GetSnippetResponse) Reset() {
 	*x = GetSnippetResponse{}
-	mi := &file_agent_peerpb_peer_proto_msgTypes[3]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +542,7 @@ func (x *GetSnippetResponse) String() string {
 func (*GetSnippetResponse) ProtoMessage() {}
 
 func (x *GetSnippetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_peerpb_peer_proto_msgTypes[3]
+	mi := &file_agent_peerpb_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +555,7 @@ func (x *GetSnippetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnippetResponse.ProtoReflect.Descriptor instead.
 func (*GetSnippetResponse) Descriptor() ([]byte, []int) {
-	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{3}
+	return file_agent_peerpb_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetSnippetResponse) GetContent() []byte {
@@ -210,7 +569,29 @@ var File_agent_peerpb_peer_proto protoreflect.FileDescriptor
 
 const file_agent_peerpb_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x17agent/peerpb/peer.proto\x12\trigaud.v1\"E\n" +
+	"\x17agent/peerpb/peer.proto\x12\trigaud.v1\"z\n" +
+	"\fAdmitRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\x04R\x06memory\x12\x12\n" +
+	"\x04cpus\x18\x03 \x01(\rR\x04cpus\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
+	"\arelease\x18\x05 \x01(\bR\arelease\"\x0f\n" +
+	"\rAdmitResponse\"o\n" +
+	"\x11ReadVolumeRequest\x12\x12\n" +
+	"\x04vmid\x18\x01 \x01(\x05R\x04vmid\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\x05R\x06length\"l\n" +
+	"\x12ReadVolumeResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format\"8\n" +
+	"\x0eMigrateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"!\n" +
+	"\x0fMigrateResponse\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\tR\x02op\"E\n" +
 	"\x11PutSnippetRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"\x14\n" +
@@ -218,12 +599,16 @@ const file_agent_peerpb_peer_proto_rawDesc = "" +
 	"\x11GetSnippetRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\".\n" +
 	"\x12GetSnippetResponse\x12\x18\n" +
-	"\acontent\x18\x01 \x01(\fR\acontent2\x9c\x01\n" +
+	"\acontent\x18\x01 \x01(\fR\acontent2\xe5\x02\n" +
 	"\x04Peer\x12I\n" +
 	"\n" +
 	"PutSnippet\x12\x1c.rigaud.v1.PutSnippetRequest\x1a\x1d.rigaud.v1.PutSnippetResponse\x12I\n" +
 	"\n" +
-	"GetSnippet\x12\x1c.rigaud.v1.GetSnippetRequest\x1a\x1d.rigaud.v1.GetSnippetResponseB6Z4github.com/pve-rigaud/pve-rigaud/agent/peerpb;peerpbb\x06proto3"
+	"GetSnippet\x12\x1c.rigaud.v1.GetSnippetRequest\x1a\x1d.rigaud.v1.GetSnippetResponse\x12:\n" +
+	"\x05Admit\x12\x17.rigaud.v1.AdmitRequest\x1a\x18.rigaud.v1.AdmitResponse\x12I\n" +
+	"\n" +
+	"ReadVolume\x12\x1c.rigaud.v1.ReadVolumeRequest\x1a\x1d.rigaud.v1.ReadVolumeResponse\x12@\n" +
+	"\aMigrate\x12\x19.rigaud.v1.MigrateRequest\x1a\x1a.rigaud.v1.MigrateResponseB6Z4github.com/pve-rigaud/pve-rigaud/agent/peerpb;peerpbb\x06proto3"
 
 var (
 	file_agent_peerpb_peer_proto_rawDescOnce sync.Once
@@ -237,20 +622,32 @@ func file_agent_peerpb_peer_proto_rawDescGZIP() []byte {
 	return file_agent_peerpb_peer_proto_rawDescData
 }
 
-var file_agent_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_agent_peerpb_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_agent_peerpb_peer_proto_goTypes = []any{
-	(*PutSnippetRequest)(nil),  // 0: rigaud.v1.PutSnippetRequest
-	(*PutSnippetResponse)(nil), // 1: rigaud.v1.PutSnippetResponse
-	(*GetSnippetRequest)(nil),  // 2: rigaud.v1.GetSnippetRequest
-	(*GetSnippetResponse)(nil), // 3: rigaud.v1.GetSnippetResponse
+	(*AdmitRequest)(nil),       // 0: rigaud.v1.AdmitRequest
+	(*AdmitResponse)(nil),      // 1: rigaud.v1.AdmitResponse
+	(*ReadVolumeRequest)(nil),  // 2: rigaud.v1.ReadVolumeRequest
+	(*ReadVolumeResponse)(nil), // 3: rigaud.v1.ReadVolumeResponse
+	(*MigrateRequest)(nil),     // 4: rigaud.v1.MigrateRequest
+	(*MigrateResponse)(nil),    // 5: rigaud.v1.MigrateResponse
+	(*PutSnippetRequest)(nil),  // 6: rigaud.v1.PutSnippetRequest
+	(*PutSnippetResponse)(nil), // 7: rigaud.v1.PutSnippetResponse
+	(*GetSnippetRequest)(nil),  // 8: rigaud.v1.GetSnippetRequest
+	(*GetSnippetResponse)(nil), // 9: rigaud.v1.GetSnippetResponse
 }
 var file_agent_peerpb_peer_proto_depIdxs = []int32{
-	0, // 0: rigaud.v1.Peer.PutSnippet:input_type -> rigaud.v1.PutSnippetRequest
-	2, // 1: rigaud.v1.Peer.GetSnippet:input_type -> rigaud.v1.GetSnippetRequest
-	1, // 2: rigaud.v1.Peer.PutSnippet:output_type -> rigaud.v1.PutSnippetResponse
-	3, // 3: rigaud.v1.Peer.GetSnippet:output_type -> rigaud.v1.GetSnippetResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	6, // 0: rigaud.v1.Peer.PutSnippet:input_type -> rigaud.v1.PutSnippetRequest
+	8, // 1: rigaud.v1.Peer.GetSnippet:input_type -> rigaud.v1.GetSnippetRequest
+	0, // 2: rigaud.v1.Peer.Admit:input_type -> rigaud.v1.AdmitRequest
+	2, // 3: rigaud.v1.Peer.ReadVolume:input_type -> rigaud.v1.ReadVolumeRequest
+	4, // 4: rigaud.v1.Peer.Migrate:input_type -> rigaud.v1.MigrateRequest
+	7, // 5: rigaud.v1.Peer.PutSnippet:output_type -> rigaud.v1.PutSnippetResponse
+	9, // 6: rigaud.v1.Peer.GetSnippet:output_type -> rigaud.v1.GetSnippetResponse
+	1, // 7: rigaud.v1.Peer.Admit:output_type -> rigaud.v1.AdmitResponse
+	3, // 8: rigaud.v1.Peer.ReadVolume:output_type -> rigaud.v1.ReadVolumeResponse
+	5, // 9: rigaud.v1.Peer.Migrate:output_type -> rigaud.v1.MigrateResponse
+	5, // [5:10] is the sub-list for method output_type
+	0, // [0:5] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -267,7 +664,7 @@ func file_agent_peerpb_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_peerpb_peer_proto_rawDesc), len(file_agent_peerpb_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,9 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Peer_PutSnippet_FullMethodName = "/rigaud.v1.Peer/PutSnippet"
 	Peer_GetSnippet_FullMethodName = "/rigaud.v1.Peer/GetSnippet"
+	Peer_Admit_FullMethodName      = "/rigaud.v1.Peer/Admit"
+	Peer_ReadVolume_FullMethodName = "/rigaud.v1.Peer/ReadVolume"
+	Peer_Migrate_FullMethodName    = "/rigaud.v1.Peer/Migrate"
 )
 
 // PeerClient is the client API for Peer service.
@@ -41,6 +44,21 @@ type PeerClient interface {
 	PutSnippet(ctx context.Context, in *PutSnippetRequest, opts ...grpc.CallOption) (*PutSnippetResponse, error)
 	// GetSnippet returns a snippet that the node has. NotFound if it has not.
 	GetSnippet(ctx context.Context, in *GetSnippetRequest, opts ...grpc.CallOption) (*GetSnippetResponse, error)
+	// Admit asks whether a VM that is made elsewhere may come to the node of the
+	// agent that is called, and keeps room for it. Asking again under the same
+	// key renews that. FailedPrecondition or ResourceExhausted, with the reason,
+	// if it may not.
+	Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error)
+	// ReadVolume returns a piece of a disk of a template on the node. Such disks
+	// never change, so pieces that are read one after the other belong together.
+	// NotFound if the node has no template with that disk; FailedPrecondition if
+	// its storage cannot be read in place.
+	ReadVolume(ctx context.Context, in *ReadVolumeRequest, opts ...grpc.CallOption) (*ReadVolumeResponse, error)
+	// Migrate begins to move a VM of the node of the agent that is called to
+	// another node, or joins the move that is under way. How it ends is asked of
+	// provider.v1.Provider/TaskStatus with the operation it returns. Aborted if
+	// the VM is not on that node.
+	Migrate(ctx context.Context, in *MigrateRequest, opts ...grpc.CallOption) (*MigrateResponse, error)
 }
 
 type peerClient struct {
@@ -71,6 +89,36 @@ func (c *peerClient) GetSnippet(ctx context.Context, in *GetSnippetRequest, opts
 	return out, nil
 }
 
+func (c *peerClient) Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdmitResponse)
+	err := c.cc.Invoke(ctx, Peer_Admit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerClient) ReadVolume(ctx context.Context, in *ReadVolumeRequest, opts ...grpc.CallOption) (*ReadVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadVolumeResponse)
+	err := c.cc.Invoke(ctx, Peer_ReadVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerClient) Migrate(ctx context.Context, in *MigrateRequest, opts ...grpc.CallOption) (*MigrateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MigrateResponse)
+	err := c.cc.Invoke(ctx, Peer_Migrate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -85,6 +133,21 @@ type PeerServer interface {
 	PutSnippet(context.Context, *PutSnippetRequest) (*PutSnippetResponse, error)
 	// GetSnippet returns a snippet that the node has. NotFound if it has not.
 	GetSnippet(context.Context, *GetSnippetRequest) (*GetSnippetResponse, error)
+	// Admit asks whether a VM that is made elsewhere may come to the node of the
+	// agent that is called, and keeps room for it. Asking again under the same
+	// key renews that. FailedPrecondition or ResourceExhausted, with the reason,
+	// if it may not.
+	Admit(context.Context, *AdmitRequest) (*AdmitResponse, error)
+	// ReadVolume returns a piece of a disk of a template on the node. Such disks
+	// never change, so pieces that are read one after the other belong together.
+	// NotFound if the node has no template with that disk; FailedPrecondition if
+	// its storage cannot be read in place.
+	ReadVolume(context.Context, *ReadVolumeRequest) (*ReadVolumeResponse, error)
+	// Migrate begins to move a VM of the node of the agent that is called to
+	// another node, or joins the move that is under way. How it ends is asked of
+	// provider.v1.Provider/TaskStatus with the operation it returns. Aborted if
+	// the VM is not on that node.
+	Migrate(context.Context, *MigrateRequest) (*MigrateResponse, error)
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -100,6 +163,15 @@ func (UnimplementedPeerServer) PutSnippet(context.Context, *PutSnippetRequest) (
 }
 func (UnimplementedPeerServer) GetSnippet(context.Context, *GetSnippetRequest) (*GetSnippetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSnippet not implemented")
+}
+func (UnimplementedPeerServer) Admit(context.Context, *AdmitRequest) (*AdmitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Admit not implemented")
+}
+func (UnimplementedPeerServer) ReadVolume(context.Context, *ReadVolumeRequest) (*ReadVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadVolume not implemented")
+}
+func (UnimplementedPeerServer) Migrate(context.Context, *MigrateRequest) (*MigrateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Migrate not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -158,6 +230,60 @@ func _Peer_GetSnippet_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_Admit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdmitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Admit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Admit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Admit(ctx, req.(*AdmitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Peer_ReadVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).ReadVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_ReadVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).ReadVolume(ctx, req.(*ReadVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Peer_Migrate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MigrateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Migrate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Migrate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Migrate(ctx, req.(*MigrateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -172,6 +298,18 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetSnippet",
 			Handler:    _Peer_GetSnippet_Handler,
+		},
+		{
+			MethodName: "Admit",
+			Handler:    _Peer_Admit_Handler,
+		},
+		{
+			MethodName: "ReadVolume",
+			Handler:    _Peer_ReadVolume_Handler,
+		},
+		{
+			MethodName: "Migrate",
+			Handler:    _Peer_Migrate_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
