@@ -11,7 +11,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -42,6 +41,12 @@ type Size struct {
 	VCPUs  uint32
 }
 
+// Making is a VM that is being made here.
+type Making struct {
+	VMID int // 0 while it has no number
+	Size     // what it is to have in the end
+}
+
 // Config is where a Source looks. What says so may be left out.
 type Config struct {
 	Node    string // the node we are on
@@ -51,9 +56,12 @@ type Config struct {
 	// Running tells whether a VM of this node has a process. It is asked about every VM once a second, so it must not
 	// talk to QEMU.
 	Running func(vmid int) bool
-	// Making are the VMs that are being made here, by number, as far as their configs do not say so by themselves (by
-	// lock: clone or create). A VM that counts already is not counted twice. Nil: none.
-	Making             func() map[int]Size
+	// Making are the VMs that are being made here, or will be in a moment. A VM that counts already is not counted
+	// twice: of what it is to have and what its config says so far, the larger counts. Nil: none.
+	Making func() []Making
+	// Fresh tells whether a VM of this node that does not run was made a moment ago and is about to be started: it
+	// counts as if it ran. Nil: none is.
+	Fresh              func(vmid int) bool
 	Cordoned, Draining func() bool // nil: it is not
 	API                API
 	Interval           time.Duration // between two questions to the API; default 1 min
@@ -79,7 +87,10 @@ func New(cfg Config) *Source {
 	cfg.ProcDir, cfg.SysDir = cmp.Or(cfg.ProcDir, "/proc"), cmp.Or(cfg.SysDir, "/sys")
 	cfg.Interval = cmp.Or(cfg.Interval, defaultInterval)
 	if cfg.Making == nil {
-		cfg.Making = func() map[int]Size { return nil }
+		cfg.Making = func() []Making { return nil }
+	}
+	if cfg.Fresh == nil {
+		cfg.Fresh = func(int) bool { return false }
 	}
 	no := func() bool { return false }
 	if cfg.Cordoned == nil {
@@ -94,14 +105,16 @@ func New(cfg Config) *Source {
 	return &Source{cfg: cfg, ready: make(chan struct{}), complaints: make(map[string]bool)}
 }
 
-// Digest is what the node has now, without Incarnation and Sequence. It reads some small files of the kernel.
+// Digest is what the node has now, without Incarnation and Sequence: nothing in it is older than the World. It reads
+// some small files of the kernel.
 func (s *Source) Digest() view.Digest {
 	m := read(s, fileMeminfo, parseMeminfo, false)
-	free := m.free + read(s, fileArc, parseArc, true)
+	cache := read(s, fileArc, parseArc, true)
 	world, err := s.world()
 	promised := s.promise(world)
 	return view.Digest{
-		MemoryTotal: m.total, MemoryFree: min(free, m.total), MemoryPromised: promised.Memory,
+		MemoryTotal: m.total, MemoryFree: min(m.free+cache.reclaimable(), m.total),
+		MemoryPromised: promised.Memory, MemoryReserved: min(cache.least, m.total),
 		VCPUs: read(s, fileStat, parseCPUs, false), VCPUsPromised: promised.VCPUs,
 		Load:      read(s, fileLoad, parseLoad, false),
 		PSICPU:    read(s, filepath.Join(filePressure, "cpu"), parsePressure, true),
@@ -129,19 +142,20 @@ func (s *Source) promise(world *pmxcfs.World) Size {
 		defer s.mu.Unlock()
 		return s.promised
 	}
-	var sum Size
-	making := s.cfg.Making()
+	sum, making := s.planned()
 	for _, vm := range world.Local() {
-		if !s.counts(vm) {
+		size, made := making[vm.ID]
+		delete(making, vm.ID)
+		if s.counts(vm) {
+			cpus, _ := vm.Conf.CPUs()
+			size.grow(Size{Memory: uint64(max(0, vm.Conf.MemoryMiB())) << 20, VCPUs: uint32(max(0, cpus))})
+		} else if !made {
 			continue
 		}
-		cpus, _ := vm.Conf.CPUs()
-		sum.add(Size{Memory: uint64(max(0, vm.Conf.MemoryMiB())) << 20, VCPUs: uint32(max(0, cpus))})
+		sum.add(size)
 	}
-	for vmid, size := range making {
-		if vm, ok := world.VMs[vmid]; !ok || vm.Type != pmxcfs.TypeQEMU || vm.Node != world.Node || !s.counts(vm) {
-			sum.add(size)
-		}
+	for _, size := range making { // no config here yet
+		sum.add(size)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,9 +163,29 @@ func (s *Source) promise(world *pmxcfs.World) Size {
 	return sum
 }
 
+// planned are the VMs that are being made: all without a number together, and the others by number.
+func (s *Source) planned() (unnumbered Size, numbered map[int]Size) {
+	numbered = make(map[int]Size)
+	for _, m := range s.cfg.Making() {
+		if m.VMID == 0 {
+			unnumbered.add(m.Size)
+			continue
+		}
+		size := numbered[m.VMID]
+		size.grow(m.Size)
+		numbered[m.VMID] = size
+	}
+	return unnumbered, numbered
+}
+
 func (s *Size) add(more Size) {
 	s.Memory += more.Memory
 	s.VCPUs += more.VCPUs
+}
+
+// grow makes s at least as large as other.
+func (s *Size) grow(other Size) {
+	s.Memory, s.VCPUs = max(s.Memory, other.Memory), max(s.VCPUs, other.VCPUs)
 }
 
 // counts says whether a VM of this node uses what its config promises it, or is about to.
@@ -160,7 +194,7 @@ func (s *Source) counts(vm *pmxcfs.VM) bool {
 		return false
 	}
 	lock := vm.Conf.Lock()
-	return lock == "clone" || lock == "create" || s.cfg.Running(vm.ID)
+	return lock == "clone" || lock == "create" || s.cfg.Running(vm.ID) || s.cfg.Fresh(vm.ID)
 }
 
 // Facts are what the node has beside its Digest, without Incarnation and Sequence. Of very many names there are only
@@ -205,20 +239,6 @@ func frequent(tags map[string]int) map[string]int {
 }
 
 func most[T any](all []T) []T { return all[:min(len(all), maxNames)] }
-
-// bridges are the network bridges of the host by name: /sys/class/net/*/bridge is there for a bridge only.
-func (s *Source) bridges() []string {
-	dir := filepath.Join(s.cfg.SysDir, "class/net")
-	entries, err := os.ReadDir(dir)
-	s.complain("sys/class/net", err)
-	var names []string
-	for _, e := range entries {
-		if _, err := os.Stat(filepath.Join(dir, e.Name(), "bridge")); err == nil {
-			names = append(names, e.Name())
-		}
-	}
-	return most(names)
-}
 
 // complain logs what is wrong with something when it begins, and keeps quiet until it has been right again.
 func (s *Source) complain(about string, err error) {

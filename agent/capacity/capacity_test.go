@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,7 +35,7 @@ func TestDigest(t *testing.T) {
 	}{
 		{"testdata/zfs", view.Digest{
 			MemoryTotal: 65782412 << 10, MemoryFree: 11534336<<10 + 21474836480 - 2105037184,
-			VCPUs: 3, Load: 1234, PSICPU: 725, PSIMemory: 50, PSIIO: 10000,
+			MemoryReserved: 2105037184, VCPUs: 3, Load: 1234, PSICPU: 725, PSIMemory: 50, PSIIO: 10000,
 		}},
 		{"testdata/plain", view.Digest{MemoryTotal: 24684092 << 10, MemoryFree: 24225084 << 10, VCPUs: 2, Load: 15, PSICPU: 1}},
 	} {
@@ -59,21 +60,38 @@ func TestDigest(t *testing.T) {
 }
 
 func TestPromisedCountsEachVMOnce(t *testing.T) {
-	h := newHost(t, "testdata/plain", vms)
-	h.running[100], h.running[200] = true, true
-	h.making = map[int]Size{
-		100: {gib, 1},     // runs already
-		101: {gib, 2},     // made, not started yet: its config alone would not count
-		102: {gib, 1},     // its lock says so already
-		200: {2 * gib, 4}, // here it has no config; the one of that number is elsewhere
-		300: {4 * gib, 8}, // no config yet
-	}
-	d := New(h.cfg).Digest()
-	if got, want := d.MemoryPromised, uint64((2048+512)<<20+7*gib); got != want {
-		t.Errorf("memory %d, want %d", got, want)
-	}
-	if d.VCPUsPromised != 4+3+14 {
-		t.Errorf("%d vCPUs, want 21", d.VCPUsPromised)
+	const mib = 1 << 20
+	for name, test := range map[string]struct {
+		making []Making
+		fresh  int
+		want   Size // beside VM 100, which runs, and VM 102, which is locked: clone
+	}{
+		"nothing is made":                                    {},
+		"it runs already":                                    {making: []Making{{100, Size{gib, 1}}}},
+		"it has what its lock says":                          {making: []Making{{102, Size{512 * mib, 3}}}},
+		"it will be larger than what it is cloned of":        {making: []Making{{102, Size{8 * gib, 2}}}, want: Size{8*gib - 512*mib, 0}},
+		"it will have more CPUs":                             {making: []Making{{102, Size{0, 16}}}, want: Size{0, 13}},
+		"it is made, and its config alone says nothing":      {making: []Making{{101, Size{gib, 2}}}, want: Size{gib, 2}},
+		"here it has no config; its number is elsewhere":     {making: []Making{{200, Size{2 * gib, 4}}}, want: Size{2 * gib, 4}},
+		"its number is a container's":                        {making: []Making{{201, Size{2 * gib, 4}}}, want: Size{2 * gib, 4}},
+		"it has no config yet":                               {making: []Making{{300, Size{4 * gib, 8}}}, want: Size{4 * gib, 8}},
+		"two have no numbers yet":                            {making: []Making{{0, Size{gib, 1}}, {0, Size{2 * gib, 2}}}, want: Size{3 * gib, 3}},
+		"one is told twice":                                  {making: []Making{{300, Size{gib, 4}}, {300, Size{2 * gib, 2}}}, want: Size{2 * gib, 4}},
+		"it is about to be started":                          {fresh: 101, want: Size{gib, 1}},
+		"it is about to be started and was to become larger": {making: []Making{{101, Size{3 * gib, 1}}}, fresh: 101, want: Size{3 * gib, 1}},
+		"it was just started":                                {fresh: 100},
+		"a template is never started":                        {fresh: 103},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, "testdata/plain", vms)
+			h.running[100], h.running[200] = true, true
+			h.making, h.fresh = test.making, map[int]bool{test.fresh: true}
+			d := New(h.cfg).Digest()
+			got := Size{d.MemoryPromised - (2048+512)*mib, d.VCPUsPromised - 4 - 3}
+			if got != test.want {
+				t.Errorf("%+v more is promised, want %+v", got, test.want)
+			}
+		})
 	}
 }
 
@@ -110,13 +128,13 @@ func TestDigestWithoutPVE(t *testing.T) {
 // which file, once.
 func TestBadFiles(t *testing.T) {
 	zero := map[string]func(*view.Digest){
-		"meminfo":         func(d *view.Digest) { d.MemoryTotal, d.MemoryFree = 0, 0 },
+		"meminfo":         func(d *view.Digest) { d.MemoryTotal, d.MemoryFree, d.MemoryReserved = 0, 0, 0 },
 		"stat":            func(d *view.Digest) { d.VCPUs = 0 },
 		"loadavg":         func(d *view.Digest) { d.Load = 0 },
 		"pressure/cpu":    func(d *view.Digest) { d.PSICPU = 0 },
 		"pressure/memory": func(d *view.Digest) { d.PSIMemory = 0 },
 		"pressure/io":     func(d *view.Digest) { d.PSIIO = 0 },
-		fileArc:           func(d *view.Digest) { d.MemoryFree = 11534336 << 10 },
+		fileArc:           func(d *view.Digest) { d.MemoryFree, d.MemoryReserved = 11534336<<10, 0 },
 	}
 	mayMiss := func(name string) bool { return strings.HasPrefix(name, "pressure/") || name == fileArc }
 	garbage := map[string]string{
@@ -161,8 +179,8 @@ func TestBadFiles(t *testing.T) {
 }
 
 func TestCacheBelowItsLeastIsNotReclaimable(t *testing.T) {
-	if n, err := parseArc("arcstats", []byte("c_min 4 100\nsize 4 40\n")); n != 0 || err != nil {
-		t.Errorf("got %d, %v", n, err)
+	if a, err := parseArc("arcstats", []byte("c_min 4 100\nsize 4 40\n")); a.reclaimable() != 0 || a.least != 100 || err != nil {
+		t.Errorf("got %+v, %v", a, err)
 	}
 }
 
@@ -216,6 +234,50 @@ func TestFacts(t *testing.T) {
 	want = view.Facts{PVEVersion: want.PVEVersion, Storages: want.Storages, Bridges: want.Bridges}
 	if diff := cmp.Diff(want, s.Facts()); diff != "" {
 		t.Errorf("facts without /etc/pve (-want +got):\n%s", diff)
+	}
+}
+
+// TestBridges has devices as the kernel shows them.
+func TestBridges(t *testing.T) {
+	// What each device has, beside what all have; a value replaces what all have.
+	devices := map[string]map[string]string{
+		"lo":         {"type": "772"},
+		"eno1":       {"device": ""},
+		"vmbr0":      {"bridge/bridge_id": "", "uevent": "DEVTYPE=bridge"},
+		"vnet12":     {"bridge/bridge_id": "", "uevent": "DEVTYPE=bridge"}, // of SDN
+		"vmbr7":      {},                                                   // of Open vSwitch
+		"vmbr1.5":    {"uevent": "DEVTYPE=vlan"},
+		"bond0":      {"bonding/mode": "", "uevent": "DEVTYPE=bond"},
+		"wg0":        {"type": "65534", "uevent": "DEVTYPE=wireguard"},
+		"tap100i0":   {"tun_flags": "0x5002"},
+		"tap101i0":   {"tun_flags": "0x5002", "master": ""},
+		"veth200i0":  {"iflink": "2"},
+		"fwpr100p0":  {"iflink": "9", "master": ""},
+		"fwbr100i0":  {"bridge/bridge_id": "", "uevent": "DEVTYPE=bridge"}, // PVE's own, for its firewall
+		"customers":  {},
+		"ovs-system": {},
+	}
+	for name, want := range map[string][]string{
+		"with Open vSwitch":    {"customers", "vmbr0", "vmbr7", "vnet12"},
+		"without Open vSwitch": {"vmbr0", "vmbr7", "vnet12"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, "testdata/plain", nil)
+			h.cfg.SysDir = t.TempDir()
+			for device, files := range devices {
+				if device == "ovs-system" && name == "without Open vSwitch" {
+					continue
+				}
+				all := map[string]string{"type": "1", "ifindex": "7", "iflink": "7", "uevent": "INTERFACE=" + device}
+				maps.Copy(all, files)
+				for file, text := range all {
+					put(t, filepath.Join(h.cfg.SysDir, "class/net", device, file), text+"\n")
+				}
+			}
+			if diff := cmp.Diff(want, New(h.cfg).Facts().Bridges); diff != "" {
+				t.Errorf("bridges (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

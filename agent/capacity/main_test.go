@@ -27,7 +27,8 @@ type host struct {
 	watcher *pmxcfs.Watcher
 	gone    error // why there is no World
 	running map[int]bool
-	making  map[int]Size
+	fresh   map[int]bool
+	making  []Making
 	flags   struct{ cordoned, draining bool }
 	log     bytes.Buffer
 	cfg     Config
@@ -53,7 +54,8 @@ func newHost(t *testing.T, proc string, vms map[int]string) *host {
 	h.cfg = Config{
 		Node: "pve1", ProcDir: proc, SysDir: t.TempDir(), World: h.world,
 		Running:  func(vmid int) bool { return h.running[vmid] },
-		Making:   func() map[int]Size { return h.making },
+		Making:   func() []Making { return h.making },
+		Fresh:    func(vmid int) bool { return h.fresh[vmid] },
 		Cordoned: func() bool { return h.flags.cordoned }, Draining: func() bool { return h.flags.draining },
 		Log: slog.New(slog.NewTextHandler(&h.log, nil)),
 	}

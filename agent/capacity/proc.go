@@ -61,11 +61,19 @@ func parseMeminfo(path string, raw []byte) (memory, error) {
 	return m, nil
 }
 
-// parseArc returns how many bytes of ZFS's cache the kernel gets back when it needs them: all but the least that the
-// cache keeps. MemAvailable does not count them. Lines are "name type data" (kstat's raw format).
-func parseArc(path string, raw []byte) (uint64, error) {
-	var size, least uint64
-	wanted := map[string]*uint64{"size": &size, "c_min": &least}
+// arc is ZFS's cache, in bytes.
+type arc struct {
+	size  uint64 // what it has now
+	least uint64 // what it never gives back
+}
+
+// reclaimable is what the kernel gets back of the cache when it needs it. MemAvailable does not count it.
+func (a arc) reclaimable() uint64 { return a.size - min(a.size, a.least) }
+
+// parseArc reads size and c_min of ZFS's arcstats. Lines are "name type data" (kstat's raw format).
+func parseArc(path string, raw []byte) (arc, error) {
+	var a arc
+	wanted := map[string]*uint64{"size": &a.size, "c_min": &a.least}
 	for fields := range lines(raw) {
 		to, ok := wanted[fields[0]]
 		if !ok || len(fields) != 3 {
@@ -73,15 +81,15 @@ func parseArc(path string, raw []byte) (uint64, error) {
 		}
 		n, err := strconv.ParseUint(fields[2], 10, 64)
 		if err != nil {
-			return 0, &FormatError{path, fmt.Sprintf("%s %q is no number of bytes", fields[0], fields[2])}
+			return arc{}, &FormatError{path, fmt.Sprintf("%s %q is no number of bytes", fields[0], fields[2])}
 		}
 		*to = n
 		delete(wanted, fields[0])
 	}
 	for name := range wanted {
-		return 0, &FormatError{path, "no " + name}
+		return arc{}, &FormatError{path, "no " + name}
 	}
-	return size - min(size, least), nil
+	return a, nil
 }
 
 // parseCPUs counts the host's CPUs that are online: the lines cpu0, cpu1, ... of /proc/stat.

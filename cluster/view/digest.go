@@ -37,6 +37,7 @@ type Digest struct {
 	MemoryFree     uint64 // bytes
 	MemoryTotal    uint64 // bytes
 	MemoryPromised uint64 // bytes that its VMs may use, running or starting
+	MemoryReserved uint64 // bytes that no VM gets: the least that ZFS keeps for its cache
 	VCPUs          uint32 // CPUs of the host
 	VCPUsPromised  uint32 // of its VMs, running or starting
 	Load           uint32 // load average of 1 min, in 1/100
@@ -61,6 +62,7 @@ func (d Digest) Noticeable(told Digest) bool {
 	for _, amount := range []struct{ now, then, whole uint64 }{
 		{d.MemoryFree, told.MemoryFree, d.MemoryTotal},
 		{d.MemoryPromised, told.MemoryPromised, d.MemoryTotal},
+		{d.MemoryReserved, told.MemoryReserved, d.MemoryTotal},
 		{uint64(d.VCPUsPromised), uint64(told.VCPUsPromised), uint64(d.VCPUs)},
 		{uint64(d.Load), uint64(told.Load), 100 * uint64(d.VCPUs)},
 		{uint64(d.PSICPU), uint64(told.PSICPU), wholePSI},
@@ -91,6 +93,7 @@ const (
 	fieldPSIMemory      protowire.Number = 10 // varint
 	fieldPSIIO          protowire.Number = 11 // varint
 	fieldFlags          protowire.Number = 12 // varint, bits
+	fieldMemoryReserved protowire.Number = 13 // varint
 )
 
 // The bits of fieldFlags.
@@ -118,6 +121,7 @@ func (d Digest) MarshalBinary() ([]byte, error) {
 	b = appendNumber(b, fieldPSIMemory, uint64(d.PSIMemory))
 	b = appendNumber(b, fieldPSIIO, uint64(d.PSIIO))
 	b = appendNumber(b, fieldFlags, d.flags())
+	b = appendNumber(b, fieldMemoryReserved, d.MemoryReserved)
 	return b, nil
 }
 
@@ -160,6 +164,8 @@ func (d *Digest) set(f field) error {
 		return f.uint64(&d.MemoryTotal)
 	case fieldMemoryPromised:
 		return f.uint64(&d.MemoryPromised)
+	case fieldMemoryReserved:
+		return f.uint64(&d.MemoryReserved)
 	case fieldFlags:
 		var flags uint64
 		err := f.uint64(&flags)
