@@ -70,6 +70,7 @@ var rooms = map[string]room{
 	"cluster":             {imports: "cluster/view"},
 	"cluster/forward":     {},
 	"cluster/view":        {pure: true},
+	"cluster/placement":   {imports: "cluster/view", pure: true},
 	"cluster/clustertest": {},
 
 	"qmp":                  {imports: "qmp/internal/wire"},

@@ -1,0 +1,181 @@
+package placement
+
+import (
+	"maps"
+	"time"
+)
+
+const (
+	// refusalCounts is how long what a node refused is held against it.
+	refusalCounts = 10 * time.Second
+	// bookedFor is how long a reservation counts at most: what takes longer has failed, or its end was not told.
+	bookedFor = 2 * time.Minute
+	// storagesLag is how old a node's figures about its storages may be in its Facts: it asks PVE once a minute.
+	storagesLag = time.Minute
+	// vmsLag is how long it may take until a VM that a node has taken is among Cluster.VMs.
+	vmsLag = 10 * time.Second
+)
+
+// Book keeps what was placed on nodes until their own numbers show it. Its zero
+// value is empty. It is not safe for concurrent use.
+type Book struct {
+	entries  map[string]*entry  // by key
+	refusals map[string]refusal // by node
+}
+
+// entry is one reservation. Its parts are forgotten one by one: memory and CPUs
+// when a digest shows them, the VM when it is in the list, storage when PVE has
+// told the node of it.
+type entry struct {
+	node    string
+	amount  Amount
+	vm      *VM // nil: not told
+	at      time.Time
+	settled time.Time // zero: the node has not taken it yet
+}
+
+type refusal struct {
+	reason string
+	at     time.Time
+}
+
+// Reserve counts an amount on a node. The key is the placement's own; what was
+// reserved under it before is forgotten.
+func (b *Book) Reserve(key, node string, a Amount, now time.Time) {
+	if b.entries == nil {
+		b.entries = map[string]*entry{}
+	}
+	a.Storage = maps.Clone(a.Storage)
+	b.entries[key] = &entry{node: node, amount: a, at: now}
+}
+
+// Identify tells which VM was reserved for under a key, so that policies count
+// it before it is in Cluster.VMs; see Join.
+func (b *Book) Identify(key string, w Want) {
+	if e := b.entries[key]; e != nil {
+		e.vm = &VM{Name: w.Name, Pool: w.Pool, Tags: w.Tags, Running: true}
+	}
+}
+
+// Settle says that the node has taken it: a digest of it younger than now
+// counts it.
+func (b *Book) Settle(key string, now time.Time) {
+	if e := b.entries[key]; e != nil {
+		e.settled = now
+	}
+}
+
+// Cancel gives back what was reserved.
+func (b *Book) Cancel(key string) { delete(b.entries, key) }
+
+// Refuse remembers for 10 s that a node would not have a VM.
+func (b *Book) Refuse(node, reason string, now time.Time) {
+	if b.refusals == nil {
+		b.refusals = map[string]refusal{}
+	}
+	b.refusals[node] = refusal{reason: reason, at: now}
+}
+
+// Apply sets Reserved and Refused of all nodes, and forgets what a newer State
+// shows and what is older than 2 min.
+func (b *Book) Apply(nodes []Node, now time.Time) {
+	maps.DeleteFunc(b.entries, func(_ string, e *entry) bool { return now.Sub(e.at) >= bookedFor })
+	maps.DeleteFunc(b.refusals, func(_ string, r refusal) bool { return now.Sub(r.at) >= refusalCounts })
+	for i := range nodes {
+		n := &nodes[i]
+		n.Reserved, n.Refused = Amount{}, b.refusals[n.Name].reason
+		for key, e := range b.entries {
+			if e.node != n.Name {
+				continue
+			}
+			if e.over(n, now) {
+				delete(b.entries, key)
+				continue
+			}
+			e.addTo(&n.Reserved, n)
+		}
+	}
+}
+
+// Join is Apply, and adds the VMs that were identified to c.VMs where they are
+// not in it yet; Reserved.VMs counts the others only.
+func (b *Book) Join(c *Cluster, now time.Time) {
+	b.Apply(c.Nodes, now)
+	type place struct {
+		name string
+		node int
+	}
+	missing := map[place]*VM{}
+	for i := range c.Nodes {
+		n := &c.Nodes[i]
+		for _, e := range b.entries {
+			if e.vm == nil || e.node != n.Name {
+				continue
+			}
+			missing[place{e.vm.Name, i}] = e.vm
+			if !e.counted(n) {
+				n.Reserved.VMs -= e.amount.VMs
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	for i := range c.VMs {
+		delete(missing, place{c.VMs[i].Name, c.VMs[i].Node})
+	}
+	for at, vm := range missing {
+		made := *vm
+		made.Node = at.node
+		c.VMs = append(c.VMs, made)
+	}
+}
+
+// counted says whether the node's digest has the VM in it.
+func (e *entry) counted(n *Node) bool {
+	return !e.settled.IsZero() && n.State.DigestAt.After(e.settled)
+}
+
+// stored says whether the node's storages show its disks.
+func (e *entry) stored(n *Node) bool {
+	return len(e.amount.Storage) == 0 || !e.settled.IsZero() && n.State.FactsAt.After(e.settled.Add(storagesLag))
+}
+
+// over says whether everything of it is to be seen elsewhere.
+func (e *entry) over(n *Node, now time.Time) bool {
+	return e.counted(n) && e.stored(n) && (e.vm == nil || now.Sub(e.settled) >= vmsLag)
+}
+
+func (e *entry) addTo(sum *Amount, n *Node) {
+	if !e.counted(n) {
+		sum.Memory += e.amount.Memory
+		sum.CPUs += e.amount.CPUs
+		sum.VMs += e.amount.VMs
+	}
+	if e.stored(n) {
+		return
+	}
+	for name, bytes := range e.amount.Storage {
+		if sum.Storage == nil {
+			sum.Storage = map[string]uint64{}
+		}
+		sum.Storage[name] += bytes
+	}
+}
+
+// Amount is what the VM needs of a node, with what its source needs there.
+func (w *Want) Amount(node string) Amount {
+	a := Amount{Memory: w.Memory, CPUs: w.CPUs, VMs: 1, Storage: map[string]uint64{}}
+	disks := [][]Disk{w.Disks, nil}
+	if w.Source != nil {
+		disks[1] = w.Source.Nodes[node].Disks
+	}
+	for _, list := range disks {
+		for _, d := range list {
+			if d.Storage != "" && d.Bytes > 0 {
+				a.Storage[d.Storage] += d.Bytes
+			}
+		}
+	}
+	return a
+}
