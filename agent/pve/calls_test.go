@@ -266,7 +266,7 @@ GET /api2/json/version
 POST /api2/json/nodes/pve1/qemu ide2=local%3Aiso%2Fx.iso%2Cmedia%3Dcdrom&name=new&pool=p&scsi0=local%3A8&vmid=102
 POST /api2/json/nodes/pve1/qemu/100/clone description=d&format=qcow2&full=1&name=web-1&newid=101&pool=p&snapname=s1&storage=local&target=pve2
 POST /api2/json/nodes/pve1/qemu/100/config digest=b518d6c7b32f51e84a1f0af8b1c1c92c77b3fd45&scsi2=local%3A8%2Cserial%3Ddata
-		"POST /api2/json/nodes/pve1/qemu/100/migrate online=1&target=pve2&with-local-disks=1",
+POST /api2/json/nodes/pve1/qemu/100/migrate online=1&target=pve2&with-local-disks=1
 POST /api2/json/nodes/pve1/qemu/100/snapshot description=d&snapname=s1&vmstate=1
 POST /api2/json/nodes/pve1/qemu/100/snapshot/s3/rollback 
 POST /api2/json/nodes/pve1/qemu/100/status/reboot timeout=90
