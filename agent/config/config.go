@@ -59,8 +59,11 @@ type Config struct {
 	// StorageClasses say where disks of a type go ("storage") and with which
 	// drive options, by the type's name.
 	StorageClasses Classes
-	// NodeSelector names the nodes preferred for new VMs. Empty: all.
+	// NodeSelector names the nodes for new VMs: preferred ones, or the only ones
+	// if Placement.SelectorRequired. Empty: all.
 	NodeSelector []string
+	// Placement says on which node a new VM is made.
+	Placement Placement
 	// Tasks says how PVE tasks are awaited.
 	Tasks Tasks
 

@@ -91,6 +91,7 @@ func (s *site) effective() Config {
 		SyncWait:           2 * time.Second,
 		SyncWaitsPerClient: 3,
 		DeleteForeign:      true,
+		Placement:          Placement{Scorer: "crs", MemoryOvercommit: 1, MemoryReserve: 1 << 30, ImageReplicas: 1},
 		Tasks:              Tasks{PollMin: 20 * time.Millisecond, PollMax: 500 * time.Millisecond, Timeout: 6 * time.Hour},
 	}
 	for _, p := range []*string{&c.PVE.TokenSecretFile, &c.PVE.CABundle, &c.Paths.PMXCFS, &c.Gossip.KeyFile} {
@@ -212,6 +213,8 @@ var otherTexts = map[string]string{
 	"paths.lock": "/l", "watch": "250ms", "vmid-range": "100-999999999", "sync-wait": "0s", "sync-waits-per-client": "0",
 	"delete-foreign": "false", "console-url": "https://gui.example.com/pve", "snippets-storage": "cephfs", "node-selector": "a,b",
 	"bridges": "storage=vmbr3", "storage-classes": "nvme:storage=fast",
+	"placement.scorer": "pack", "placement.memory-overcommit": "1.25", "placement.memory-reserve": "512MiB", "placement.node-selector": "required",
+	"placement.groups": "fast=pve1", "placement.zones": "a=pve1", "placement.image-replicas": "all", "placement.policies": "db: {max-vms-per-node: 20}",
 	"tasks.poll-min": "1ms", "tasks.poll-max": "1m", "tasks.timeout": "168h",
 }
 

@@ -62,6 +62,8 @@ func valueNode(field any) *yaml.Node {
 		return list
 	case table:
 		return f.node()
+	case notation:
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: tagOf(f, values[0]), Value: values[0]}
 	case *bool:
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: values[0]}
 	case *int:

@@ -46,7 +46,7 @@ func TestDumpGolden(t *testing.T) {
 // What Dump prints is a local file that means the same.
 func TestDumpLoadsAgain(t *testing.T) {
 	s := newSite(t)
-	local := working + "bridges: {storage: vmbr3}\nstorage-classes: {nvme: {storage: fast, ssd: 1, discard: on}}\n"
+	local := working + "bridges: {storage: vmbr3}\nstorage-classes: {nvme: {storage: fast, ssd: 1, discard: on}}\n" + placing
 	for _, k := range keys {
 		if _, is := k.field(new(Config)).(table); is {
 			continue

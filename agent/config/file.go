@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -108,6 +109,9 @@ func (f *file) value(k *key, n *yaml.Node) {
 	switch f := field.(type) {
 	case *[]string:
 		s.texts, err = stringList(n)
+	case *Policies:
+		read, errs := readPolicies(n)
+		s.texts, err = read.texts(), errors.Join(errs...)
 	case table:
 		s.texts, err = tableTexts(n, f)
 	default:
@@ -121,21 +125,34 @@ func (f *file) value(k *key, n *yaml.Node) {
 	f.settings = append(f.settings, s)
 }
 
+// fail reports what is wrong with a value: each error of a joined one by itself, where it says that it stands.
 func (f *file) fail(n *yaml.Node, name string, err error) {
-	f.errs = append(f.errs, &Error{Source: fmt.Sprintf("%s:%d", f.path, n.Line), Key: name, Err: err})
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range all.Unwrap() {
+			f.fail(n, name, err)
+		}
+		return
+	}
+	line := n.Line
+	if within, ok := errors.AsType[*lineError](err); ok {
+		line = within.line
+	}
+	f.errs = append(f.errs, &Error{Source: fmt.Sprintf("%s:%d", f.path, line), Key: name, Err: err})
 }
 
 // scalar checks that n has the YAML type of field. The value is not printed:
 // it may be a secret under the wrong key.
 func scalar(n *yaml.Node, field any) error {
-	want := "!!str"
-	switch field.(type) {
+	want := []string{"!!str"}
+	switch f := field.(type) {
 	case *bool:
-		want = "!!bool"
+		want = []string{"!!bool"}
 	case *int:
-		want = "!!int"
+		want = []string{"!!int"}
+	case notation:
+		want = f.tags()
 	}
-	if n.Kind == yaml.ScalarNode && n.ShortTag() == want {
+	if n.Kind == yaml.ScalarNode && slices.Contains(want, n.ShortTag()) {
 		return nil
 	}
 	hint := ""

@@ -80,6 +80,8 @@ func (v *flagValue) Type() string {
 		return "int"
 	case table:
 		return "entry"
+	case *ratio:
+		return "float"
 	case *[]string:
 		return "strings"
 	}

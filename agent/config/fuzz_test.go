@@ -11,9 +11,11 @@ import (
 // enough to read, and what is accepted survives Dump.
 func FuzzFile(f *testing.F) {
 	f.Add([]byte(working))
+	f.Add([]byte(placing))
 	for _, text := range []string{
 		"", "---\n", "a: &a [*a]\n", "listen: {grpc: ':1'}\nlisten: 2\n", "pve:\n  token-secret: x\n", "? [a]\n: b\n",
 		"node-selector: [a, b]\nvmid-range: 100-200\nwatch: 1s\n", "!!str watch: !!binary aGk=\n", "\xff", "log: {<<: {level: info}}\n",
+		"placement: {memory-reserve: 1.5Gi, memory-overcommit: 2, image-replicas: all, zones: {a: []}, node-selector: required}\n",
 		"tasks: {poll-min: 1ms, poll-max: 2ms, timeout: 1m}\nsync-waits-per-client: 0\ndelete-foreign: false\n",
 	} {
 		f.Add([]byte(text))

@@ -258,7 +258,47 @@ var keys = []*key{
 	{
 		name: "node-selector", env: "PVE_NODE_SELECTOR", cluster: true, unset: "all",
 		field: func(c *Config) any { return &c.NodeSelector }, check: of(each(nodeName)),
-		doc: "Nodes preferred for new VMs.",
+		doc: "Nodes for new VMs: preferred, or the only ones (`placement.node-selector`).",
+	},
+	{
+		name: "placement.scorer", def: "crs", cluster: true,
+		field: func(c *Config) any { return &c.Placement.Scorer }, check: of(oneOf(scorers...)),
+		doc: "Which of the nodes that can take a VM gets it: `crs` (as Proxmox's own scheduler chooses), `spread` (the emptiest) or `pack` (the fullest).",
+	},
+	{
+		name: "placement.memory-overcommit", def: "1.0", cluster: true,
+		field: func(c *Config) any { return (*ratio)(&c.Placement.MemoryOvercommit) }, check: of(ratioBetween(0.1, 100)),
+		doc: "How much of a node's memory may be promised to VMs (0.1 to 100 times what it has).",
+	},
+	{
+		name: "placement.memory-reserve", def: "1GiB", cluster: true,
+		field: func(c *Config) any { return (*size)(&c.Placement.MemoryReserve) },
+		doc:   "Memory of each node that no VM gets, beside what ZFS keeps for its cache.",
+	},
+	{
+		name: "placement.node-selector", def: "prefer", cluster: true,
+		field: func(c *Config) any { return (*selector)(&c.Placement.SelectorRequired) },
+		doc:   "What `node-selector` means: `prefer`, or `required`.",
+	},
+	{
+		name: "placement.groups", cluster: true, unset: "none",
+		field: func(c *Config) any { return &c.Placement.Groups }, check: of(nodeLists),
+		doc: "Nodes that requests and policies may name together: `{fast: [pve1, pve2]}`.",
+	},
+	{
+		name: "placement.zones", cluster: true, unset: "none",
+		field: func(c *Config) any { return &c.Placement.Zones }, check: of(zoneLists),
+		doc: "Nodes that fail together; a node is in one zone at most: `{room-a: [pve1], room-b: [pve2, pve3]}`.",
+	},
+	{
+		name: "placement.image-replicas", def: "1", cluster: true,
+		field: func(c *Config) any { return (*replicas)(&c.Placement.ImageReplicas) },
+		doc:   "On how many nodes an image is to be (1 to 64, or `all`), unless its disks are on shared storage.",
+	},
+	{
+		name: "placement.policies", cluster: true, unset: "none",
+		field: func(c *Config) any { return &c.Placement.Policies },
+		doc:   "Rules for some of the VMs, see Placement: `{db: {match: {tags: [db]}, spread: zone}}`.",
 	},
 	{
 		name: "tasks.poll-min", def: "20ms", cluster: true,
@@ -296,6 +336,9 @@ func isSection(name string) bool {
 	}
 	return false
 }
+
+// scorers are what orders the nodes that can take a VM.
+var scorers = []string{"crs", "spread", "pack"}
 
 func always(string) bool { return true }
 

@@ -91,7 +91,7 @@ func flow(m map[string]string) *yaml.Node {
 	return n
 }
 
-// tableTexts reads a table of the file.
+// tableTexts reads a table of the file. Errors within it know their line.
 func tableTexts(n *yaml.Node, field table) ([]string, error) {
 	entries, err := mapping(n)
 	if err != nil {
@@ -99,14 +99,17 @@ func tableTexts(n *yaml.Node, field table) ([]string, error) {
 	}
 	var texts []string
 	for _, e := range entries {
-		text := e.name + "=" + e.value.Value
-		if _, nested := field.(*Classes); nested {
+		var text string
+		switch field.(type) {
+		case *Classes:
 			text, err = classText(e)
-		} else {
-			err = plain(e.value)
+		case *Lists:
+			text, err = listText(e)
+		default:
+			text, err = e.name+"="+e.value.Value, plain(e.value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", printable(e.name), err)
+			return nil, &lineError{e.value.Line, fmt.Errorf("%s: %w", printable(e.name), err)}
 		}
 		texts = append(texts, text)
 	}
@@ -156,9 +159,9 @@ func mapping(n *yaml.Node) ([]entry, error) {
 		name, value := n.Content[i], n.Content[i+1]
 		switch {
 		case name.Kind != yaml.ScalarNode || name.ShortTag() == "!!merge" || !tableName.MatchString(name.Value):
-			return nil, fmt.Errorf("expected a name of letters, digits, '-', '_' and '.', got %s", describe(name))
+			return nil, &lineError{name.Line, fmt.Errorf("expected a name of letters, digits, '-', '_' and '.', got %s", describe(name))}
 		case seen[name.Value]:
-			return nil, fmt.Errorf("%s is given twice", name.Value)
+			return nil, &lineError{name.Line, fmt.Errorf("%s is given twice", printable(name.Value))}
 		}
 		seen[name.Value] = true
 		entries = append(entries, entry{name.Value, value})

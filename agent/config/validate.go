@@ -23,6 +23,7 @@ func (l *loader) wrong(name, format string, args ...any) {
 func (l *loader) crossCheck() {
 	l.checkListen()
 	l.checkCredentials()
+	l.checkPlacement()
 	c := &l.c
 	if c.PVE.InsecureSkipVerify && strings.HasPrefix(c.PVE.Endpoint, "https:") {
 		l.warn("pve.insecure-skip-verify: anybody between the agent and %s can read the credentials", c.PVE.Endpoint)

@@ -66,6 +66,9 @@ func assign(field any, texts []string) error {
 	if t, ok := field.(table); ok {
 		return t.parse(texts)
 	}
+	if n, ok := field.(notation); ok {
+		return n.parse(texts[0])
+	}
 	text := texts[0]
 	var err error
 	switch f := field.(type) {
@@ -92,7 +95,9 @@ func assign(field any, texts []string) error {
 
 // expected names the type of a field in error messages.
 func expected(field any) string {
-	switch field.(type) {
+	switch f := field.(type) {
+	case notation:
+		return f.expected()
 	case *bool:
 		return "true or false"
 	case *int:
@@ -109,6 +114,10 @@ func expected(field any) string {
 		return "name=value"
 	case *Classes:
 		return "name:storage=<storage>,option=value"
+	case *Lists:
+		return "name=node,node"
+	case *Policies:
+		return "YAML such as name: {spread: node}"
 	}
 	return "a string"
 }
@@ -171,6 +180,8 @@ func texts(field any) []string {
 		return *f
 	case table:
 		return f.texts()
+	case notation:
+		return []string{f.text()}
 	}
 	panic(fmt.Sprintf("config: no text for %T", field))
 }
