@@ -17,6 +17,7 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
+	"github.com/pve-rigaud/pve-rigaud/agent/cordon"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/hotplug"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
@@ -109,8 +110,11 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	a.monitor = health.New(health.Config{PVE: a.api, Watcher: watcher, Log: log})
 	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud"), Now: o.now}
 	records := record.New(ours)
+	cordons := cordon.New(cordon.Config{Dir: ours.Dir, Interval: cfg.Watch, Now: o.now, Log: log})
 	a.capacity = capacity.New(capacity.Config{
-		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Draining: a.monitor.Draining, Log: log,
+		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Log: log,
+		Cordoned: func() bool { _, is := cordons.Of(cfg.Node); return is },
+		Draining: func() bool { c, _ := cordons.Of(cfg.Node); return c.Draining || a.monitor.Draining() },
 	})
 	talk := a.newGossip(watcher, o)
 	var others *fleet // below: it asks guests
@@ -132,7 +136,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	})
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
-	a.rooms = []Task{watcher, tracker, a.monitor, engine, guests, snippets, a.capacity, talk, others.forward}
+	a.rooms = []Task{watcher, cordons, tracker, a.monitor, engine, guests, snippets, a.capacity, talk, others.forward}
 	a.servers = []Task{
 		newGRPCServer(a.grpc, holder, service, snippet.NewService(snippets, others.peer), others, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),

@@ -28,12 +28,13 @@ type room struct {
 // rooms are all packages there are. Who adds one says here what it stands on.
 var rooms = map[string]room{
 	"agent": {
-		imports: "agent/capacity agent/config agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/metrics agent/mtls agent/node " +
+		imports: "agent/capacity agent/config agent/cordon agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/metrics agent/mtls agent/node " +
 			"agent/ops agent/peerpb agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/snippet agent/spec " +
 			"cluster cluster/forward cluster/view qmp qmp/qga",
 	},
 	"agent/capacity": {imports: "agent/pmxcfs agent/pve cluster/view"},
 	"agent/config":   {},
+	"agent/cordon":   {},
 	"agent/fault":    {pure: true},
 	"agent/gossip":   {imports: "agent/pmxcfs cluster cluster/view"},
 	"agent/health":   {imports: "agent/pmxcfs agent/pve"},
