@@ -28,7 +28,7 @@ type room struct {
 // rooms are all packages there are. Who adds one says here what it stands on.
 var rooms = map[string]room{
 	"agent": {
-		imports: "agent/capacity agent/config agent/cordon agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/metrics agent/mtls agent/node " +
+		imports: "agent/capacity agent/config agent/cordon agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/image agent/metrics agent/mtls agent/node " +
 			"agent/ops agent/peerpb agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/snippet agent/spec " +
 			"cluster cluster/forward cluster/view qmp qmp/qga",
 	},
@@ -62,6 +62,10 @@ var rooms = map[string]room{
 	"agent/guest/hotplug":  {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
 		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/snippet agent/spec qmp qmp/qga",
+	},
+	"agent/image": {
+		imports: "agent/fault agent/guest agent/ops agent/peerpb agent/pmxcfs agent/pve agent/record agent/spec cluster/forward cluster/placement",
+		tests:   "agent/config cluster/placement",
 	},
 	"agent/provider": {
 		imports: "agent/fault agent/guest agent/guest/status agent/mtls agent/ops agent/pmxcfs agent/providerpb agent/record agent/spec cluster/forward",

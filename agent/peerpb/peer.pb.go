@@ -150,7 +150,10 @@ type ReadVolumeRequest struct {
 	// offset is in bytes. Beyond the end the answer has no data.
 	Offset int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	// length is how many bytes are wanted at most; at most 8 MiB are given.
-	Length        int32 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	Length int32 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	// checksum asks for that of the whole volume instead of a piece. It takes
+	// longer than a call may: ask again as long as the answer has none.
+	Checksum      bool `protobuf:"varint,5,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,6 +216,13 @@ func (x *ReadVolumeRequest) GetLength() int32 {
 	return 0
 }
 
+func (x *ReadVolumeRequest) GetChecksum() bool {
+	if x != nil {
+		return x.Checksum
+	}
+	return false
+}
+
 type ReadVolumeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// offset is where data begins: what is between the offset that was asked for
@@ -222,7 +232,9 @@ type ReadVolumeResponse struct {
 	// size is that of the file or device in bytes.
 	Size int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	// format is that of the bytes: "raw", "qcow2" or "vmdk".
-	Format        string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	Format string `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	// sha256 is the checksum that was asked for; empty while it is not known yet.
+	Sha256        []byte `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -283,6 +295,13 @@ func (x *ReadVolumeResponse) GetFormat() string {
 		return x.Format
 	}
 	return ""
+}
+
+func (x *ReadVolumeResponse) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
 }
 
 type MigrateRequest struct {
@@ -576,17 +595,19 @@ const file_agent_peerpb_peer_proto_rawDesc = "" +
 	"\x04cpus\x18\x03 \x01(\rR\x04cpus\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
 	"\arelease\x18\x05 \x01(\bR\arelease\"\x0f\n" +
-	"\rAdmitResponse\"o\n" +
+	"\rAdmitResponse\"\x8b\x01\n" +
 	"\x11ReadVolumeRequest\x12\x12\n" +
 	"\x04vmid\x18\x01 \x01(\x05R\x04vmid\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\x05R\x06length\"l\n" +
+	"\x06length\x18\x04 \x01(\x05R\x06length\x12\x1a\n" +
+	"\bchecksum\x18\x05 \x01(\bR\bchecksum\"\x84\x01\n" +
 	"\x12ReadVolumeResponse\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06format\x18\x04 \x01(\tR\x06format\"8\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format\x12\x16\n" +
+	"\x06sha256\x18\x05 \x01(\fR\x06sha256\"8\n" +
 	"\x0eMigrateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"!\n" +
