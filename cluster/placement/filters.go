@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,8 +35,8 @@ func words(format string, args []any) string {
 	return fmt.Sprintf(format, args...)
 }
 
-// reasons are those against a node by itself.
-func (q *question) reasons(n *Node) []Reason {
+// reasons are those against a node by itself, without a look at its VMs.
+func (q *question) reasons(n *Node) refusals {
 	var r refusals
 	heard := q.heard(n, &r)
 	q.willing(n, &r)
@@ -92,13 +93,13 @@ func (q *question) willing(n *Node, r *refusals) {
 func (q *question) allowed(n *Node, r *refusals) {
 	w, s, p := q.want, q.settings, q.policy
 	if q.unknown != "" {
-		r.add(filterPolicy, q.unknown)
+		r.add(filterNoPolicy, q.unknown)
 	}
 	if w.Current == n.Name {
 		r.add(filterCurrent, "is where it is now")
 	}
 	if w.Only != nil && !q.names(w.Only, n.Name) {
-		r.add(filterOnly, "is not asked for"+inBrackets(w.OnlyWhy))
+		r.add(filterOnly, "is ruled out by "+cmp.Or(w.OnlyWhy, "the request"))
 	}
 	if s.NodesRequired && len(s.Nodes) > 0 && !q.names(s.Nodes, n.Name) {
 		r.add(filterSelector, "is not in the node-selector (%s)", strings.Join(s.Nodes, ", "))
@@ -109,13 +110,6 @@ func (q *question) allowed(n *Node, r *refusals) {
 	if why, ok := w.Never[n.Name]; ok {
 		r.add(filterHA, why)
 	}
-}
-
-func inBrackets(words string) string {
-	if words == "" {
-		return ""
-	}
-	return " (" + words + ")"
 }
 
 // reaches looks at whether the node gets at what the VM is made from.
@@ -174,7 +168,7 @@ func (q *question) room(n *Node) int64 {
 // usable is how much memory of a node VMs may have together.
 func (q *question) usable(n *Node) int64 {
 	total := min(float64(clamp(n.State.Digest.MemoryTotal))*q.overcommit, most)
-	return int64(total) - clamp(q.settings.MemoryReserve)
+	return int64(total) - clamp(q.settings.MemoryReserve) - clamp(n.State.Digest.MemoryReserved)
 }
 
 // most is more bytes than there are: a sum of some of them is still a number.
@@ -240,10 +234,23 @@ func (q *question) storage(n *Node, name string, copies []Disk, r *refusals) {
 			}
 		}
 	}
-	free := max(0, clamp(all[at].Free)-clamp(n.Reserved.Storage[name]))
+	free := max(0, clamp(all[at].Free)-q.reserved(n, &all[at]))
 	if need > free {
 		r.lack(filterStorage, "storage %s (needs %s GiB, %s free)", name, gibUp(need), gibDown(free))
 	}
+}
+
+// reserved is what is reserved on a storage of a node: if others see the same,
+// for them too.
+func (q *question) reserved(n *Node, s *view.Storage) int64 {
+	if !s.Shared || q.nodes == nil {
+		return clamp(n.Reserved.Storage[s.Name])
+	}
+	var sum int64
+	for i := range q.nodes {
+		sum = min(sum+clamp(q.nodes[i].Reserved.Storage[s.Name]), most)
+	}
+	return sum
 }
 
 func (q *question) bridges(n *Node, r *refusals) {

@@ -163,6 +163,7 @@ const (
 	filterOnly     = "only"
 	filterSelector = "node-selector"
 	filterPolicy   = "policy"
+	filterNoPolicy = "unknown policy"
 	filterHA       = "ha"
 	filterSource   = "source"
 	filterCPUs     = "cpus"
@@ -179,9 +180,11 @@ func Place(c Cluster, w Want, s Settings, now time.Time) Decision {
 }
 
 // Fits is the check of one node by itself, for the owner's second look: the
-// reasons against it. What depends on the VMs of a policy, affinity and spread,
-// is not looked at.
+// reasons against it. The VMs it has are counted by what it has told; which they
+// are, for affinity, is not known here.
 func Fits(n Node, w Want, s Settings, now time.Time) []Reason {
 	q := newQuestion(&w, &s, now)
-	return q.reasons(&n)
+	r := q.reasons(&n)
+	q.crowd(n.State.Facts.VMs+n.Reserved.VMs, &r)
+	return r
 }

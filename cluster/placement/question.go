@@ -3,7 +3,6 @@ package placement
 import (
 	"cmp"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +14,10 @@ const defaultPolicy = "default"
 // question is one want under the settings that are in force for it.
 type question struct {
 	want       *Want
+	asVM       VM // the want, to be selected
 	settings   *Settings
 	now        time.Time
+	nodes      []Node  // of the cluster; nil: only one is looked at
 	policy     *Policy // nil: none
 	unknown    string  // why there is no such policy as the want names, in words
 	overcommit float64
@@ -25,7 +26,7 @@ type question struct {
 }
 
 func newQuestion(w *Want, s *Settings, now time.Time) question {
-	q := question{want: w, settings: s, now: now, overcommit: 1, scorer: s.Scorer}
+	q := question{want: w, asVM: VM{Name: w.Name, Pool: w.Pool, Tags: w.Tags}, settings: s, now: now, overcommit: 1, scorer: s.Scorer}
 	if s.MemoryOvercommit > 0 {
 		q.overcommit = s.MemoryOvercommit
 	}
@@ -62,7 +63,10 @@ func (q *question) choosePolicy() {
 	var also []string
 	for i := range policies {
 		p := &policies[i]
-		if p.Name == defaultPolicy || !p.Match.any() || !p.Match.matches(q.want.Name, q.want.Pool, q.want.Tags) {
+		if p.Name == defaultPolicy || !p.Match.any() {
+			continue
+		}
+		if s := selectMatch(&p.Match); !s.matches(&q.asVM) {
 			continue
 		}
 		if q.policy == nil {
@@ -97,25 +101,6 @@ func quoted(policies []Policy) string {
 
 func (m *Match) any() bool { return len(m.Names)+len(m.Tags)+len(m.Pools) > 0 }
 
-// matches says whether each list that is given has one that matches. A match
-// with no list matches everything.
-func (m *Match) matches(name, pool string, tags []string) bool {
-	return (len(m.Names) == 0 || anyPattern(m.Names, name)) &&
-		(len(m.Pools) == 0 || slices.Contains(m.Pools, pool)) &&
-		(len(m.Tags) == 0 || anyTag(tags, m.Tags))
-}
-
-// anyPattern says whether a name matches one of the patterns. One that is no
-// pattern matches nothing; the configuration is checked before.
-func anyPattern(patterns []string, name string) bool {
-	for _, p := range patterns {
-		if ok, err := path.Match(p, name); ok && err == nil {
-			return true
-		}
-	}
-	return false
-}
-
 // names says whether a list of nodes and groups has a node in it.
 func (q *question) names(list []string, node string) bool {
 	for _, name := range list {
@@ -124,4 +109,14 @@ func (q *question) names(list []string, node string) bool {
 		}
 	}
 	return false
+}
+
+// warnOfNames tells of names of nodes and groups that are none.
+func (q *question) warnOfNames(what string, list []string) {
+	for _, name := range list {
+		_, group := q.settings.Groups[name]
+		if !group && !slices.ContainsFunc(q.nodes, func(n Node) bool { return n.Name == name }) {
+			q.warn("%s names %s, which is neither a node nor a group of nodes", what, name)
+		}
+	}
 }
