@@ -28,7 +28,7 @@ func (q *question) absorb(chosen int) {
 			continue
 		}
 		also++
-		if lack > missing {
+		if lack > missing || lack == missing && n.Name < nodes[worst].Name {
 			worst, missing = i, lack
 		}
 	}

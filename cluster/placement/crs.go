@@ -108,7 +108,7 @@ func (m measured) alternative(nodes []load, at int, g guest) [criteria]float64 {
 	}
 }
 
-// topsis returns the relative closeness of each alternative to the ideal one. Where all are equal it is 0 for each.
+// topsis returns the relative closeness of each alternative to the ideal one. Where all are equal, each is ideal.
 func topsis(matrix [][criteria]float64, into []float64) []float64 {
 	var best, worst [criteria]float64
 	normalize(matrix)
@@ -120,7 +120,7 @@ func topsis(matrix [][criteria]float64, into []float64) []float64 {
 	}
 	for _, row := range matrix {
 		toBest, toWorst := distance(row, best), distance(row, worst)
-		score := 0.0
+		score := 1.0
 		if toBest+toWorst > 0 {
 			score = toWorst / (toBest + toWorst)
 		}

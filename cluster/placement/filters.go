@@ -99,7 +99,7 @@ func (q *question) allowed(n *Node, r *refusals) {
 		r.add(filterCurrent, "is where it is now")
 	}
 	if w.Only != nil && !q.names(w.Only, n.Name) {
-		r.add(filterOnly, "is ruled out by "+cmp.Or(w.OnlyWhy, "the request"))
+		r.add(filterOnly, "is ruled out by "+q.onlyWhy())
 	}
 	if s.NodesRequired && len(s.Nodes) > 0 && !q.names(s.Nodes, n.Name) {
 		r.add(filterSelector, "is not in the node-selector (%s)", strings.Join(s.Nodes, ", "))
@@ -110,6 +110,15 @@ func (q *question) allowed(n *Node, r *refusals) {
 	if why, ok := w.Never[n.Name]; ok {
 		r.add(filterHA, why)
 	}
+}
+
+// onlyWhy is what allows some nodes only, in words, and what is wrong with it.
+func (q *question) onlyWhy() string {
+	why := cmp.Or(q.want.OnlyWhy, "the request")
+	if q.nodes == nil || slices.ContainsFunc(q.nodes, func(n Node) bool { return q.names(q.want.Only, n.Name) }) {
+		return why
+	}
+	return why + ", which is no node and no group of nodes here"
 }
 
 // reaches looks at whether the node gets at what the VM is made from.

@@ -179,15 +179,22 @@ func (b *neighbours) tally(q *question, node int) (company, crowd int, notes []s
 		switch {
 		case rule.kind == spread:
 			crowd += n
-			notes = append(notes, fmt.Sprintf("%d VMs of policy %q%s", n, q.policy.Name, b.inZone(rule, node)))
-		case rule.hard:
+			notes = append(notes, fmt.Sprintf("%s of policy %q%s", vms(n), q.policy.Name, b.inZone(rule, node)))
+		case rule.hard || n == 0:
 		case rule.kind == apart:
 			crowd += n
-			notes = append(notes, fmt.Sprintf("%d VMs to be apart from%s (%s)", n, b.inZone(rule, node), rule.words))
-		case n > 0:
+			notes = append(notes, fmt.Sprintf("%s to be apart from%s (%s)", vms(n), b.inZone(rule, node), rule.words))
+		default:
 			company++
-			notes = append(notes, fmt.Sprintf("%d VMs to be with%s (%s)", n, b.inZone(rule, node), rule.words))
+			notes = append(notes, fmt.Sprintf("%s to be with%s (%s)", vms(n), b.inZone(rule, node), rule.words))
 		}
 	}
 	return company, crowd, notes
+}
+
+func vms(n int) string {
+	if n == 1 {
+		return "1 VM"
+	}
+	return fmt.Sprintf("%d VMs", n)
 }
