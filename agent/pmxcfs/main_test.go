@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ type cluster struct {
 	counter uint64 // of .vmlist and of single guests
 	clinfo  uint64
 	storage uint64
+	side    uint64 // of all files beside the guests' configs together
 	guests  map[int]Guest
 	online  map[string]bool
 	quorate bool
@@ -41,7 +43,7 @@ type cluster struct {
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	c := &cluster{
-		t: t, root: t.TempDir(), start: 1000, counter: 1, clinfo: 1, storage: 1, quorate: true,
+		t: t, root: t.TempDir(), start: 1000, counter: 1, clinfo: 1, storage: 1, side: 1, quorate: true,
 		guests: map[int]Guest{}, online: map[string]bool{"pve1": true, "pve2": true, "pve3": true},
 	}
 	for node := range c.online {
@@ -92,8 +94,12 @@ func (c *cluster) sync() {
 		"nodename": "pve1", "version": c.clinfo, "nodelist": nodes,
 		"cluster": map[string]any{"name": "pvelab", "version": 3, "nodes": len(nodes), "quorate": number(c.quorate)},
 	}))
-	c.write(".version", fmt.Sprintf(`{"starttime":%d,"clinfo":%d,"vmlist":%d,"storage.cfg":%d,"kvstore":{"pve1":{"tasklist":5}}}`,
-		c.start, c.clinfo, c.counter, c.storage))
+	var sides strings.Builder
+	for _, name := range sideFiles {
+		fmt.Fprintf(&sides, `"%s":%d,`, name, c.side)
+	}
+	c.write(".version", fmt.Sprintf(`{"starttime":%d,"clinfo":%d,"vmlist":%d,"storage.cfg":%d,%s"kvstore":{"pve1":{"tasklist":5}}}`,
+		c.start, c.clinfo, c.counter, c.storage, &sides))
 }
 
 func (c *cluster) json(v any) string {

@@ -32,6 +32,9 @@ func (w *Watcher) lockedRead(ctx context.Context) error {
 	if err := w.lockedStorages(ctx, old, next, version); err != nil {
 		return err
 	}
+	if err := w.lockedSides(ctx, old, next, version); err != nil {
+		return err
+	}
 	w.lockedPublish(old, next, version)
 	return nil
 }
@@ -45,7 +48,7 @@ func (w *Watcher) lockedPublish(old, next *World, version Version) {
 		next.offline, next.quorum = offlineSince(old.offline, next.Members, now), quorumSince(old.quorum, next.Members, now)
 		ids = differing(old.VMs, next.VMs)
 		changed = len(ids) > 0 || next.Quorate != old.Quorate || !reflect.DeepEqual(next.Members, old.Members) ||
-			!reflect.DeepEqual(next.Storages, old.Storages)
+			!reflect.DeepEqual(next.Storages, old.Storages) || !reflect.DeepEqual(next.HA, old.HA) || !reflect.DeepEqual(next.Pools, old.Pools)
 	} else {
 		next.offline, next.quorum = offlineSince(nil, next.Members, now), quorumSince(time.Time{}, next.Members, now)
 		ids = slices.Collect(maps.Keys(next.VMs))

@@ -242,7 +242,7 @@ func (s *Subscription) add(ids []int) {
 	}
 }
 
-// Changed returns a channel that is closed at the next change of the World: guests, nodes, quorum or storages. To wait
+// Changed returns a channel that is closed at the next change of the World: guests, nodes, quorum, storages, HA or pools. To wait
 // for something, call it before looking at World.
 func (w *Watcher) Changed() <-chan struct{} {
 	w.subs.mu.Lock()

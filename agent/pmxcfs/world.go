@@ -37,7 +37,12 @@ type World struct {
 	Unread     map[int]error // guests of .vmlist whose config could not be read last time, and why; being moved, mostly
 	Storages   Storages
 	StorageErr error // why Storages is not current (or empty); nil if it is
+	HA         *HA
+	HAErr      error // why HA is not current; what is wrong in its files is in HA.Problems
+	Pools      Pools
+	PoolErr    error // why Pools is not current
 
+	sides   map[string]side      // what HA and Pools were made of, by name of the file
 	offline map[string]time.Time // since when a node is offline, seen with quorum; empty without quorum
 	quorum  time.Time            // since when there is quorum without a gap, as seen from here; zero without
 	index   *index
