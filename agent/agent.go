@@ -22,6 +22,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/hotplug"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/health"
+	"github.com/pve-rigaud/pve-rigaud/agent/image"
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
@@ -124,21 +125,35 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 			return others.forward.Call(ctx, node, method, req, resp)
 		},
 	})
+	ids, vmids := record.NewIDs(ours), record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max}
+	images := image.New(image.Config{
+		Node: cfg.Node, Tree: tree, Watcher: watcher, Records: record.NewImages(ours), PVE: a.api, Ops: engine, IDs: ids, VMIDs: vmids, Log: log,
+		Replicas: cfg.Placement.ImageReplicas, Devices: o.devices, Now: o.now, Every: o.replicas,
+		Cordoned: func(node string) string {
+			if c, is := cordons.Of(node); is {
+				return c.Why()
+			}
+			return ""
+		},
+		Call: func(ctx context.Context, node, method string, req, resp proto.Message) error {
+			return others.forward.Call(ctx, node, method, req, resp)
+		},
+	})
 	guests := guest.New(guest.Config{
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api, Plugger: plugger,
-		Records: records, IDs: record.NewIDs(ours), Ops: engine, Now: o.now, Log: log,
-		CPUs: a.monitor.CPUs, MHz: o.mhz, ResolvConf: o.resolv, Policy: a.policy, VMIDs: record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max},
+		Records: records, IDs: ids, VMIDs: vmids, Ops: engine, Now: o.now, Log: log, Images: images,
+		CPUs: a.monitor.CPUs, MHz: o.mhz, ResolvConf: o.resolv, Policy: a.policy,
 		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, Snippets: snippets, TaskTimeout: cfg.Tasks.Timeout,
 	})
 	others = a.newFleet(o, holder, watcher, records, guests, talk)
 	service := provider.New(provider.Config{
-		Guests: guests, Health: a.monitor, Fleet: others, DiskTypes: a.policy.DiskTypes(), Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
+		Guests: guests, Images: images, Health: a.monitor, Fleet: others, DiskTypes: a.policy.DiskTypes(), Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
-	a.rooms = []Task{watcher, cordons, tracker, a.monitor, engine, guests, snippets, a.capacity, talk, others.forward}
+	a.rooms = []Task{watcher, cordons, tracker, a.monitor, engine, guests, images, snippets, a.capacity, talk, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, snippet.NewService(snippets, others.peer), others, reg, log),
+		newGRPCServer(a.grpc, holder, service, &peerService{Service: snippet.NewService(snippets, others.peer), images: images, caller: others.peer}, others, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
 	}
 	if cfg.Socket != "" {

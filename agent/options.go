@@ -20,6 +20,8 @@ type options struct {
 	mhz      func() int
 	resolv   string // "": the host's
 	plugging hotplug.Limits
+	devices  string        // "": the host's
+	replicas time.Duration // between two looks for missing replicas; 0: the default
 	version  string
 	protocol cluster.Protocols
 }
@@ -51,6 +53,12 @@ func WithPluggingLimits(l hotplug.Limits) Option { return func(o *options) { o.p
 
 // WithResolvConf takes the name servers that PVE passes on to guests from another file than /etc/resolv.conf.
 func WithResolvConf(path string) Option { return func(o *options) { o.resolv = path } }
+
+// WithDevices looks for block devices in another directory than /dev.
+func WithDevices(dir string) Option { return func(o *options) { o.devices = dir } }
+
+// WithReplicasEvery sets the pause between two looks for replicas of images that are missing.
+func WithReplicasEvery(d time.Duration) Option { return func(o *options) { o.replicas = d } }
 
 // WithProtocol makes the agent one of another version, as far as others can see.
 func WithProtocol(version string, p cluster.Protocols) Option {

@@ -45,6 +45,9 @@ func explain(act string, err error) error {
 	return fault.New(reason, "%s: %w", act, err)
 }
 
+// Explain turns an error of the PVE client into a failure with its reason, for other rooms. act says what was tried.
+func Explain(act string, err error) error { return explain(act, err) }
+
 // passing reports whether an error may go away by itself while an operation waits: PVE restarts, a lock is held for
 // a moment, quorum is lost for a while.
 func passing(err error) bool {

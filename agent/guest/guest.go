@@ -38,6 +38,7 @@ type Config struct {
 	Log     *slog.Logger
 
 	Snippets *snippet.Store // where cloud-init finds its data
+	Images   Images         // what VMs are made from
 
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int

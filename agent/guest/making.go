@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 // The steps of a create operation, in their order.
 const (
 	stepClaim     = "claim"     // a number, a uuid and the record that holds the name; what a dead claim has left is removed
+	stepReplica   = "replica"   // what it is cloned from comes to this node, if it is not there
 	stepSnippets  = "snippets"  // cloud-init data as files PVE can read
 	stepClone     = "clone"     // PVE copies the source, or makes a VM that has none
 	stepGrow      = "grow"      // the root disk
@@ -50,6 +52,7 @@ type makingMemo struct {
 	Taken    bool         `json:",omitempty"` // the number was somebody else's when we wanted to use it
 	Over     int          `json:",omitempty"` // VMID of the dead claim that ours replaces: a half-made VM may still have it
 	Left     []string     `json:",omitempty"` // snippets of that claim
+	Source   int          `json:",omitempty"` // what is cloned, if that was to be made first
 	Failure  *ops.Failure `json:",omitempty"` // set: everything is to be undone
 }
 
@@ -59,6 +62,7 @@ func (g *Guests) create(ctx context.Context, r *ops.Run) error {
 	if err := errors.Join(r.Params(&m.order), r.Recall(&m.memo)); err != nil {
 		return err
 	}
+	m.order.Source = cmp.Or(m.memo.Source, m.order.Source)
 	if m.memo.Record.Generation = m.memo.Generation; m.memo.Generation > 0 {
 		m.claim = g.cfg.Records.Hold(m.memo.Record)
 	}
@@ -83,6 +87,7 @@ func (m *making) make(ctx context.Context) error {
 		do   func(context.Context, *ops.StepRun) error
 	}{
 		{stepClaim, m.take},
+		{stepReplica, m.replicate},
 		{stepSnippets, m.writeSnippets},
 		{stepClone, m.begin},
 		{stepGrow, m.grow},
@@ -90,6 +95,9 @@ func (m *making) make(ctx context.Context) error {
 		{stepConfigure, m.configure},
 		{stepReady, m.ready},
 	} {
+		if s.name == stepReplica && m.order.Image == "" {
+			continue
+		}
 		if s.name != stepClaim {
 			// Another agent that took us for dead has the name now: whatever we do next would make a second VM.
 			if err := m.holds(ctx); err != nil {
@@ -101,6 +109,16 @@ func (m *making) make(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// replicate waits until the template that the VM is cloned from is on this node.
+func (m *making) replicate(ctx context.Context, _ *ops.StepRun) error {
+	source, err := m.cfg.Images.Ensure(ctx, m.order.Image)
+	if err != nil {
+		return fault.New(fault.Of(err), "%s: %w", m.act("get its source to node "+m.cfg.Node), err)
+	}
+	m.memo.Source, m.order.Source = source, source
+	return m.note()
 }
 
 // holds makes sure that the claim is still ours, however long /etc/pve cannot be read meanwhile. Without quorum it says

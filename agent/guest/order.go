@@ -24,6 +24,7 @@ type order struct {
 	Made        map[string]string `json:",omitempty"` // see madeOf
 
 	Source int         `json:",omitempty"` // VMID of the template or VM to clone; 0: a new VM
+	Image  string      `json:",omitempty"` // of which this node gets a replica first, to be the source
 	New    plan.Values `json:",omitempty"` // of a new VM, for the call that creates it
 	VM     plan.VM
 	SMBIOS string `json:",omitempty"` // the source's smbios1, whose uuid is replaced
@@ -81,11 +82,14 @@ func (g *Guests) origin(ctx context.Context, r request, o *order, world *pmxcfs.
 		o.New = blank.Values
 		return blank.Conf, site, err
 	}
-	source, err := g.source(ctx, r)
+	source, onDemand, err := g.source(ctx, r)
 	if err != nil {
 		return nil, site, err
 	}
 	o.Source = source.ID
+	if onDemand {
+		o.Source, o.Image = 0, r.image.Source()
+	}
 	site.CPUs = g.leastCPUs(source, r.wish.Placement.Datastore)
 	return source.Conf, site, nil
 }

@@ -3,63 +3,70 @@ package guest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
-	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 )
+
+// Images knows what VMs are made from; *image.Images does.
+type Images interface {
+	// Source returns the template or VM that ref means, a number or a name: that of this node if there is one. onDemand says
+	// that there is none here, and that Ensure makes it: what is returned is then the one that it will be a copy of.
+	Source(ctx context.Context, ref string) (vm *pmxcfs.VM, onDemand bool, err error)
+	// Ensure makes the template of this node that ref means, if it is not there, and returns its number.
+	Ensure(ctx context.Context, ref string) (vmid int, err error)
+}
 
 // SourceNode returns the node that has what a VM is to be made from: PVE clones only there.
 func (g *Guests) SourceNode(ctx context.Context, image spec.Image, placement spec.Placement) (string, error) {
 	if volume := plan.BlankVolume(image); volume != "" {
 		return g.volumeNode(volume, placement)
 	}
-	if image.TemplateName == "" {
+	if image.Source() == "" {
 		return g.cfg.Node, nil
 	}
-	vm, err := g.template(ctx, image.TemplateName)
+	vm, _, err := g.cfg.Images.Source(ctx, image.Source())
 	if err != nil {
 		return "", err
 	}
 	return vm.Node, nil
 }
 
-// source resolves what a VM is to be cloned from: a template by VMID or by name, or an ordinary VM, on this node.
-func (g *Guests) source(ctx context.Context, r request) (*pmxcfs.VM, error) {
-	vm, err := g.sourceAnywhere(ctx, r)
+// source resolves what a VM is to be cloned from: a template by VMID or by name, or an ordinary VM, on this node. onDemand
+// says that it is a template of another node, of which this one gets a replica first.
+func (g *Guests) source(ctx context.Context, r request) (vm *pmxcfs.VM, onDemand bool, err error) {
+	vm, onDemand, err = g.sourceAnywhere(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if vm.Node != g.cfg.Node {
-		return nil, fault.MovedTo(vm.Node, "%s: its source, VM %d (%s), is on node %s, and this agent is on %s: ask the agent there",
+	if vm.Node != g.cfg.Node && !onDemand {
+		return nil, false, fault.MovedTo(vm.Node, "%s: its source, VM %d (%s), is on node %s, and this agent is on %s: ask the agent there",
 			r, vm.ID, vm.Conf.Name(), vm.Node, g.cfg.Node)
 	}
 	if lock := vm.Conf.Lock(); lock != "" && !r.patient(lock) {
-		return nil, fault.New(fault.Precondition, "%s: its source, VM %d (%s), is locked (%s)", r, vm.ID, vm.Conf.Name(), lock)
+		return nil, false, fault.New(fault.Precondition, "%s: its source, VM %d (%s), is locked (%s)", r, vm.ID, vm.Conf.Name(), lock)
 	}
-	return vm, nil
+	return vm, onDemand, nil
 }
 
-func (g *Guests) sourceAnywhere(ctx context.Context, r request) (*pmxcfs.VM, error) {
+func (g *Guests) sourceAnywhere(ctx context.Context, r request) (vm *pmxcfs.VM, onDemand bool, err error) {
 	if r.kind == ops.Clone {
 		vm, err := g.findBy(ctx, r.source, g.cfg.Watcher.LocateNow)
 		if errors.Is(err, errAbsent) {
-			return nil, fault.New(fault.NotFound, "%s: its source, VM %s, does not exist in this cluster", r, r.source)
+			return nil, false, fault.New(fault.NotFound, "%s: its source, VM %s, does not exist in this cluster", r, r.source)
 		}
-		return vm, err
+		return vm, false, err
 	}
-	if r.image.TemplateName == "" {
-		return nil, notASource(r.image)
+	if r.image.Source() == "" {
+		return nil, false, notASource(r.image)
 	}
-	return g.template(ctx, r.image.TemplateName)
+	return g.cfg.Images.Source(ctx, r.image.Source())
 }
 
 // notASource is the failure of an image that names something else than a template or a volume of PVE.
@@ -93,44 +100,6 @@ func (g *Guests) volumeNode(volume string, placement spec.Placement) (string, er
 		}
 	}
 	return g.cfg.Node, nil
-}
-
-func (g *Guests) template(ctx context.Context, ref string) (*pmxcfs.VM, error) {
-	if vmid, err := strconv.Atoi(ref); err == nil {
-		vm, err := g.find(ctx, record.ID{VMID: vmid})
-		if errors.Is(err, errAbsent) {
-			return nil, fault.New(fault.NotFound, "image_json: TemplateName: template %d does not exist in this cluster", vmid)
-		}
-		return vm, err
-	}
-	world, err := g.cfg.Watcher.World()
-	if err != nil {
-		return nil, fault.New(fault.Precondition, "template %q: cannot be looked up: %w", ref, err)
-	}
-	named := slices.DeleteFunc(slices.Clone(world.ByName(ref)), func(vm *pmxcfs.VM) bool { return vm.Type != pmxcfs.TypeQEMU })
-	if templates := onlyTemplates(named); len(templates) > 0 {
-		named = templates
-	}
-	switch len(named) {
-	case 0:
-		return nil, fault.New(fault.NotFound, "image_json: TemplateName: no template or VM is named %q", ref)
-	case 1:
-		return named[0], nil
-	}
-	return nil, fault.New(fault.Precondition, "image_json: TemplateName: %q is the name of several: %s; use the VMID", ref, listIDs(named))
-}
-
-func onlyTemplates(vms []*pmxcfs.VM) []*pmxcfs.VM {
-	return slices.DeleteFunc(slices.Clone(vms), func(vm *pmxcfs.VM) bool { return !vm.Conf.Template() })
-}
-
-func listIDs(vms []*pmxcfs.VM) string {
-	texts := make([]string, 0, len(vms))
-	for _, vm := range vms {
-		texts = append(texts, fmt.Sprintf("%d on %s", vm.ID, vm.Node))
-	}
-	slices.Sort(texts)
-	return strings.Join(texts, ", ")
 }
 
 // leastCPUs returns the CPUs of the smallest node that may ever run a clone of source, 0 if unknown: this node, and all

@@ -33,6 +33,17 @@ func (g *Guests) runTask(ctx context.Context, s *ops.StepRun, find lookup, start
 	return ops.Retry(ctx, passing, g.pveTask(s, find, start).attempt)
 }
 
+// RunTask is the body of a step of an operation of another room that makes one PVE call and waits for its task, once
+// however often the agent dies in between. find tells what an earlier call has done whose answer was lost; nil: the call
+// may simply be repeated. Passing troubles, a held lock or PVE restarting, are waited out until ctx ends.
+func RunTask(
+	ctx context.Context, s *ops.StepRun, wait func(context.Context, pve.UPID) error,
+	find func(context.Context) (u pve.UPID, ok bool, err error), start func(context.Context) (pve.UPID, error),
+) error {
+	t := &pveTask{wait: wait, step: s, find: find, start: start, known: pve.UPID(s.UPID), unsure: s.Again}
+	return ops.Retry(ctx, passing, t.attempt)
+}
+
 func (g *Guests) pveTask(s *ops.StepRun, find lookup, start call) *pveTask {
 	return &pveTask{wait: g.cfg.PVE.Wait, step: s, find: find, start: start, known: pve.UPID(s.UPID), unsure: s.Again}
 }

@@ -88,5 +88,6 @@ func New(cfg Config) *Images {
 		cfg.Cordoned = func(string) string { return "" }
 	}
 	m := &Images{cfg: cfg, log: cfg.Log, ready: make(chan struct{}), failed: map[string]string{}}
+	cfg.Ops.Handle(ops.Replica, m.makeReplica)
 	return m
 }

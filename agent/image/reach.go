@@ -152,6 +152,7 @@ func (m *Images) Source(ctx context.Context, ref string) (vm *pmxcfs.VM, onDeman
 	if err != nil {
 		return nil, false, err
 	}
+	m.used(ctx, set)
 	if here, ok := set.On(m.cfg.Node); ok {
 		return here.VM, false, nil
 	}

@@ -23,12 +23,12 @@ func (m *Images) Resolve(ctx context.Context, ref string) (Set, error) {
 		return Set{}, fault.New(fault.Precondition, "template %q: cannot be looked up: %w", ref, err)
 	}
 	if img, ok := l.image(ref); ok {
-		return l.recorded(ctx, img)
+		return l.recorded(img)
 	}
 	if vmid, err := strconv.Atoi(ref); err == nil {
 		return l.numbered(ctx, vmid)
 	}
-	return l.named(ctx, ref)
+	return l.named(ref)
 }
 
 // lookup is the world and the records at one moment.
@@ -68,9 +68,9 @@ func (l *lookup) replica(vm *pmxcfs.VM) (record.Image, bool) {
 }
 
 // recorded returns the set of an image that is on record.
-func (l *lookup) recorded(ctx context.Context, img record.Image) (Set, error) {
+func (l *lookup) recorded(img record.Image) (Set, error) {
 	s := Set{Name: img.Name, Template: true, Recorded: true, Record: img}
-	originals, err := l.originals(ctx, img)
+	originals, err := l.originals(img)
 	if err != nil {
 		return s, err
 	}
@@ -108,14 +108,10 @@ func (l *lookup) replicaMember(r record.Replica, versions map[string]bool) Membe
 }
 
 // originals returns the administrator's templates of an image, at most one on each node.
-func (l *lookup) originals(ctx context.Context, img record.Image) ([]*pmxcfs.VM, error) {
+func (l *lookup) originals(img record.Image) ([]*pmxcfs.VM, error) {
 	var found []*pmxcfs.VM
 	if vmid, err := strconv.Atoi(img.Template); err == nil {
-		vm, err := l.find(ctx, vmid)
-		if err != nil && !fault.Is(err, fault.NotFound) {
-			return nil, err
-		}
-		if vm != nil && vm.Conf.Template() {
+		if vm := l.world.VMs[vmid]; vm != nil && vm.Conf != nil && vm.Conf.Template() {
 			found = append(found, vm)
 		}
 		return found, nil
@@ -201,7 +197,7 @@ func (l *lookup) numbered(ctx context.Context, vmid int) (Set, error) {
 		return l.alone(vm), nil
 	}
 	for _, img := range l.images {
-		s, err := l.recorded(ctx, img)
+		s, err := l.recorded(img)
 		if err == nil && slices.ContainsFunc(s.Members, func(m Member) bool { return m.VMID == vmid && m.State == Ready }) {
 			return s, nil
 		}
@@ -219,7 +215,7 @@ func (l *lookup) alone(vm *pmxcfs.VM) Set {
 }
 
 // named returns the set of the templates of a name that no record has; without templates, that of the VM of that name.
-func (l *lookup) named(ctx context.Context, name string) (Set, error) {
+func (l *lookup) named(name string) (Set, error) {
 	vms := l.templates(name)
 	if len(vms) > 0 {
 		vms, err := onePerNode(name, vms, nil)
@@ -232,7 +228,7 @@ func (l *lookup) named(ctx context.Context, name string) (Set, error) {
 	}
 	for _, vm := range l.world.ByName(name) {
 		if img, ours := l.replica(vm); ours { // all that is left of an image of another name
-			return l.recorded(ctx, img)
+			return l.recorded(img)
 		}
 	}
 	vms = slices.DeleteFunc(slices.Clone(l.world.ByName(name)), func(vm *pmxcfs.VM) bool { return vm.Type != pmxcfs.TypeQEMU })

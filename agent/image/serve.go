@@ -171,6 +171,13 @@ func (c *checksums) of(ctx context.Context, path string, f *os.File, size int64)
 	return s.hash.Sum(nil), nil
 }
 
+// forget drops what is known of a file.
+func (c *checksums) forget(path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sums, path)
+}
+
 // advance hashes on until ctx ends.
 func (s *sum) advance(ctx context.Context, f *os.File) error {
 	buf := make([]byte, len(zeros))

@@ -35,6 +35,7 @@ const (
 	ImagePrepare   Kind = "image"
 	ExportDisk     Kind = "export"
 	ImportDisk     Kind = "import"
+	Replica        Kind = "replica" // of a template; no client asks for it
 )
 
 // State says how far an operation is.

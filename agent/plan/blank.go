@@ -33,6 +33,9 @@ var diskVolume = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.-]*):[^:]+$`)
 // ("local:iso/debian.iso"), or a disk ("local-lvm:vm-9100-disk-0", "local:import/debian.qcow2"); "" if it names none.
 func BlankVolume(image spec.Image) string {
 	for _, name := range []string{image.TemplateName, image.Path} {
+		if name == image.Path && strings.HasPrefix(name, spec.PreparedPath) {
+			continue // names an image
+		}
 		if isoVolume.MatchString(name) || diskVolume.MatchString(name) {
 			return name
 		}

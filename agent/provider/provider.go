@@ -24,6 +24,7 @@ type Health interface {
 // Config configures a Server.
 type Config struct {
 	Guests *guest.Guests
+	Images Images
 	Health Health
 	Fleet  Fleet // nil: this node is all there is
 	// Client returns the identity of the caller: the owner of what it creates.

@@ -91,6 +91,11 @@ func (c *Client) Clone(ctx context.Context, node string, vmid int, p CloneParams
 	return c.task(ctx, http.MethodPost, vmPath(node, vmid, "/clone"), p.values())
 }
 
+// Template makes a template of a stopped VM. The UPID is empty where PVE had done so before it answered.
+func (c *Client) Template(ctx context.Context, node string, vmid int) (UPID, error) {
+	return c.task(ctx, http.MethodPost, vmPath(node, vmid, "/template"), nil)
+}
+
 // SetConfig changes a VM's config and waits for it; with a running VM PVE hot-plugs what it can and leaves the rest
 // pending, without a word. The values are those of PUT /nodes/{node}/qemu/{vmid}/config, `digest` and `delete`
 // among them; see EncodeSSHKeys for `sshkeys`. Through pveproxy (:8006) a change that takes more than 30 s fails with

@@ -182,6 +182,7 @@ func TestASubjectGoesToItsNode(t *testing.T) {
 	p.record("taken", 500, "pve2", record.Ready)
 	here := map[string]bool{
 		pb.Provider_Validate_FullMethodName: true, pb.Provider_GetCapabilities_FullMethodName: true, pb.Provider_ListVMs_FullMethodName: true,
+		pb.Provider_ImagePrepare_FullMethodName: true,
 	}
 	for method, req := range every("500-01234567", "taken") {
 		want := "pve2"

@@ -39,7 +39,7 @@ var subjects = map[string]finder{
 	pb.Provider_TaskStatus_FullMethodName: of(byTask),
 
 	pb.Provider_Create_FullMethodName:       of(byName),
-	pb.Provider_ImagePrepare_FullMethodName: of(byTarget),
+	pb.Provider_ImagePrepare_FullMethodName: anywhere, // what is recorded is in /etc/pve
 	pb.Provider_ImportDisk_FullMethodName:   of(byTarget),
 }
 

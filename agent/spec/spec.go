@@ -10,7 +10,10 @@
 // The case of keys does not matter anywhere, as encoding/json has it.
 package spec
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Error says which field of which payload is wrong, and why.
 type Error struct {
@@ -119,6 +122,18 @@ type Image struct {
 	Format       string
 	Checksum     string
 	ChecksumType string
+}
+
+// PreparedPath begins the path of an image that ImagePrepare has prepared; its name follows.
+const PreparedPath = "image:"
+
+// Source returns the template or image that a VM is to be made from, by number or name: TemplateName, or that of a path
+// that ImagePrepare has given. "": the image names none.
+func (i Image) Source() string {
+	if name, ok := strings.CutPrefix(i.Path, PreparedPath); ok && i.TemplateName == "" {
+		return name
+	}
+	return i.TemplateName
 }
 
 // Empty reports whether the image names no source at all.

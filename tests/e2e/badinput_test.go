@@ -107,9 +107,8 @@ func TestUnimplemented(t *testing.T) {
 	s := start(t)
 	p := s.agent.Provider
 	for name, call := range map[string]func() error{
-		"ImagePrepare": func() error { _, err := p.ImagePrepare(s.ctx, &providerpb.ImagePrepareRequest{}); return err },
-		"ExportDisk":   func() error { _, err := p.ExportDisk(s.ctx, &providerpb.ExportDiskRequest{}); return err },
-		"ImportDisk":   func() error { _, err := p.ImportDisk(s.ctx, &providerpb.ImportDiskRequest{}); return err },
+		"ExportDisk": func() error { _, err := p.ExportDisk(s.ctx, &providerpb.ExportDiskRequest{}); return err },
+		"ImportDisk": func() error { _, err := p.ImportDisk(s.ctx, &providerpb.ImportDiskRequest{}); return err },
 	} {
 		refused(t, call(), codes.Unimplemented, name)
 	}
