@@ -1,7 +1,10 @@
 package placement
 
 import (
+	"cmp"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -10,6 +13,8 @@ const (
 	refusalCounts = 10 * time.Second
 	// bookedFor is how long a reservation counts at most: what takes longer has failed, or its end was not told.
 	bookedFor = 2 * time.Minute
+	// burstLasts is how long others are taken to do as this agent does: as old as what is known of the nodes may be.
+	burstLasts = 5 * time.Second
 	// storagesLag is how old a node's figures about its storages may be in its Facts: it asks PVE once a minute.
 	storagesLag = time.Minute
 	// vmsLag is how long it may take until a VM that a node has taken is among Cluster.VMs.
@@ -53,7 +58,7 @@ func (b *Book) Reserve(key, node string, a Amount, now time.Time) {
 // it before it is in Cluster.VMs; see Join.
 func (b *Book) Identify(key string, w Want) {
 	if e := b.entries[key]; e != nil {
-		e.vm = &VM{Name: w.Name, Pool: w.Pool, Tags: w.Tags, Running: true}
+		e.vm = &VM{Name: w.Name, Pool: w.Pool, Tags: slices.Clone(w.Tags), Running: true}
 	}
 }
 
@@ -76,14 +81,14 @@ func (b *Book) Refuse(node, reason string, now time.Time) {
 	b.refusals[node] = refusal{reason: reason, at: now}
 }
 
-// Apply sets Reserved and Refused of all nodes, and forgets what a newer State
-// shows and what is older than 2 min.
+// Apply sets Reserved, Recent and Refused of all nodes, and forgets what a newer
+// State shows and what is older than 2 min.
 func (b *Book) Apply(nodes []Node, now time.Time) {
 	maps.DeleteFunc(b.entries, func(_ string, e *entry) bool { return now.Sub(e.at) >= bookedFor })
 	maps.DeleteFunc(b.refusals, func(_ string, r refusal) bool { return now.Sub(r.at) >= refusalCounts })
 	for i := range nodes {
 		n := &nodes[i]
-		n.Reserved, n.Refused = Amount{}, b.refusals[n.Name].reason
+		n.Reserved, n.Recent, n.Refused = Amount{}, Amount{}, b.refusals[n.Name].reason
 		for key, e := range b.entries {
 			if e.node != n.Name {
 				continue
@@ -92,7 +97,7 @@ func (b *Book) Apply(nodes []Node, now time.Time) {
 				delete(b.entries, key)
 				continue
 			}
-			e.addTo(&n.Reserved, n)
+			e.addTo(n, now)
 		}
 	}
 }
@@ -102,8 +107,8 @@ func (b *Book) Apply(nodes []Node, now time.Time) {
 func (b *Book) Join(c *Cluster, now time.Time) {
 	b.Apply(c.Nodes, now)
 	type place struct {
-		name string
 		node int
+		name string
 	}
 	missing := map[place]*VM{}
 	for i := range c.Nodes {
@@ -112,7 +117,7 @@ func (b *Book) Join(c *Cluster, now time.Time) {
 			if e.vm == nil || e.node != n.Name {
 				continue
 			}
-			missing[place{e.vm.Name, i}] = e.vm
+			missing[place{i, e.vm.Name}] = e.vm
 			if !e.counted(n) {
 				n.Reserved.VMs -= e.amount.VMs
 			}
@@ -122,13 +127,15 @@ func (b *Book) Join(c *Cluster, now time.Time) {
 		return
 	}
 	for i := range c.VMs {
-		delete(missing, place{c.VMs[i].Name, c.VMs[i].Node})
+		delete(missing, place{c.VMs[i].Node, c.VMs[i].Name})
 	}
+	there := len(c.VMs)
 	for at, vm := range missing {
 		made := *vm
 		made.Node = at.node
 		c.VMs = append(c.VMs, made)
 	}
+	slices.SortFunc(c.VMs[there:], func(a, b VM) int { return cmp.Or(a.Node-b.Node, strings.Compare(a.Name, b.Name)) })
 }
 
 // counted says whether the node's digest has the VM in it.
@@ -143,24 +150,32 @@ func (e *entry) stored(n *Node) bool {
 
 // over says whether everything of it is to be seen elsewhere.
 func (e *entry) over(n *Node, now time.Time) bool {
-	return e.counted(n) && e.stored(n) && (e.vm == nil || now.Sub(e.settled) >= vmsLag)
+	return now.Sub(e.at) >= burstLasts && e.counted(n) && e.stored(n) && (e.vm == nil || now.Sub(e.settled) >= vmsLag)
 }
 
-func (e *entry) addTo(sum *Amount, n *Node) {
+func (e *entry) addTo(n *Node, now time.Time) {
+	if now.Sub(e.at) < burstLasts {
+		n.Recent.addGuest(&e.amount)
+	}
 	if !e.counted(n) {
-		sum.Memory += e.amount.Memory
-		sum.CPUs += e.amount.CPUs
-		sum.VMs += e.amount.VMs
+		n.Reserved.addGuest(&e.amount)
 	}
 	if e.stored(n) {
 		return
 	}
 	for name, bytes := range e.amount.Storage {
-		if sum.Storage == nil {
-			sum.Storage = map[string]uint64{}
+		if n.Reserved.Storage == nil {
+			n.Reserved.Storage = map[string]uint64{}
 		}
-		sum.Storage[name] += bytes
+		n.Reserved.Storage[name] += bytes
 	}
+}
+
+// addGuest counts what a VM needs beside its disks.
+func (a *Amount) addGuest(more *Amount) {
+	a.Memory += more.Memory
+	a.CPUs += more.CPUs
+	a.VMs += more.VMs
 }
 
 // Amount is what the VM needs of a node, with what its source needs there.

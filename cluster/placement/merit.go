@@ -76,6 +76,9 @@ func (q *question) remarks(n *Node) []string {
 	if n.Reserved.Memory > 0 || n.Reserved.VMs > 0 {
 		notes = append(notes, fmt.Sprintf("%s GiB reserved for what is under way", gibUp(clamp(n.Reserved.Memory))))
 	}
+	if n.Recent.VMs > 0 {
+		notes = append(notes, fmt.Sprintf("%s placed here in the last %s", vms(n.Recent.VMs), burstLasts))
+	}
 	if !n.storagesKnown() && len(q.want.Disks) > 0 {
 		notes = append(notes, "storages not known yet")
 	}

@@ -27,6 +27,7 @@ type Node struct {
 	State    view.Node // what its agent said, with ages
 	CPUs     int       // of the host; 0: what State says
 	Reserved Amount    // placed there and not yet seen in State
+	Recent   Amount    // placed there in the last seconds, seen or not: other agents may be doing the same
 	Refused  string    // why the node itself refused a moment ago; "": it did not
 }
 

@@ -210,6 +210,8 @@ func (s *scene) node(name, key, value string) bool {
 		d.VCPUsPromised = uint32(s.number(value))
 	case "reserved":
 		n.Reserved.Memory, n.Reserved.VMs = s.bytes(value), n.Reserved.VMs+1
+	case "recent":
+		n.Recent = Amount{Memory: s.bytes(value), VMs: 1}
 	case "reserved-disk":
 		disk := s.disk(value)
 		n.Reserved.Storage = map[string]uint64{disk.Storage: disk.Bytes}
