@@ -87,6 +87,7 @@ func New(cfg Config) *Guests {
 	cfg.Ops.Handle(ops.Power, g.sighted(g.power, g.readable)) // PVE stops VMs without quorum
 	cfg.Ops.Handle(ops.SnapshotCreate, g.sighted(g.takeSnapshot, g.quorate))
 	cfg.Ops.Handle(ops.SnapshotDelete, g.sighted(g.removeSnapshot, g.quorate))
+	cfg.Ops.Handle(ops.Migrate, g.sighted(g.migrate, g.quorate))
 	cfg.Ops.Handle(ops.SnapshotRevert, g.sighted(g.revert, g.quorate))
 	return g
 }

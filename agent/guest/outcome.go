@@ -17,13 +17,13 @@ import (
 // and an error is final: what cannot be decided is not done.
 func (g *Guests) outcome(ctx context.Context, r ops.Ref) (done bool, failure string) {
 	switch r.Kind {
-	case ops.SnapshotCreate, ops.SnapshotDelete, ops.SnapshotRevert, ops.Clone:
+	case ops.SnapshotCreate, ops.SnapshotDelete, ops.SnapshotRevert, ops.Clone, ops.Migrate:
 	default:
 		return vmKinds[r.Kind], ""
 	}
 	text, snapshot, _ := strings.Cut(r.Subject, "/")
 	id, err := record.ParseID(text)
-	if err != nil || g.quorate() != nil || (snapshot == "") != (r.Kind == ops.Clone) {
+	if err != nil || g.quorate() != nil || (snapshot == "") != (r.Kind == ops.Clone || r.Kind == ops.Migrate) {
 		return false, ""
 	}
 	vm, err := g.findBy(ctx, id, g.cfg.Watcher.LocateNow)
@@ -33,6 +33,8 @@ func (g *Guests) outcome(ctx context.Context, r ops.Ref) (done bool, failure str
 		return false, ""
 	case r.Kind == ops.Clone:
 		return g.cloneOutcome(vm, id)
+	case r.Kind == ops.Migrate:
+		return moveOutcome(vm, r)
 	case absent:
 		return absentOutcome(r.Kind, id)
 	}
@@ -49,6 +51,19 @@ func (g *Guests) cloneOutcome(vm *pmxcfs.VM, id record.ID) (done bool, failure s
 		return false, "" // half made, and whoever takes it up removes it or makes it whole
 	}
 	return true, ""
+}
+
+// moveOutcome tells how a move away from the node of the reference ended; vm is nil when there is none.
+func moveOutcome(vm *pmxcfs.VM, r ops.Ref) (done bool, failure string) {
+	switch {
+	case vm == nil:
+		return true, fmt.Sprintf("move VM %s: it does not exist in this cluster", r.Subject)
+	case vm.Node != r.Node:
+		return true, ""
+	case vm.Conf.Lock() != "":
+		return false, ""
+	}
+	return true, fmt.Sprintf("move VM %s: it is still on node %s", r.Subject, r.Node)
 }
 
 // absentOutcome tells how an operation on a snapshot ended whose VM does not exist.

@@ -36,6 +36,9 @@ const (
 	ExportDisk     Kind = "export"
 	ImportDisk     Kind = "import"
 	Replica        Kind = "replica" // of a template; no client asks for it
+	Migrate        Kind = "migrate"
+	Drain          Kind = "drain"
+	Restore        Kind = "restore"
 )
 
 // State says how far an operation is.

@@ -75,7 +75,7 @@ func FuzzParseUPID(f *testing.F) {
 }
 
 func TestIsHARequest(t *testing.T) {
-	for typ, want := range map[string]bool{"hastart": true, "hastop": true, "qmstart": false, "hamigrate": false} {
+	for typ, want := range map[string]bool{"hastart": true, "hastop": true, "hamigrate": true, "qmstart": false, "qmigrate": false} {
 		u := UPID("UPID:pve1:0000307A:0003F063:6B028FD3:" + typ + ":100:root@pam:")
 		if IsHARequest(u) != want {
 			t.Errorf("%s: %v", typ, !want)

@@ -15,6 +15,7 @@ type UPID string
 const (
 	taskHAStart = "hastart"
 	taskHAStop  = "hastop"
+	taskHAMove  = "hamigrate"
 )
 
 // TaskID is what a UPID says.
@@ -59,9 +60,9 @@ func (t TaskID) UPID() UPID {
 	return UPID(fmt.Sprintf("UPID:%s:%08X:%08X:%08X:%s:%s:%s:", t.Node, t.PID, t.PStart, t.Start.Unix(), t.Type, t.ID, t.User))
 }
 
-// IsHARequest reports whether the task only files a request with the HA manager (hastart, hastop). When such a task
+// IsHARequest reports whether the task only files a request with the HA manager (hastart, hastop, hamigrate). When such a task
 // is OK the VM may not have changed yet, and it may change on another node.
 func IsHARequest(u UPID) bool {
 	t, err := ParseUPID(string(u))
-	return err == nil && (t.Type == taskHAStart || t.Type == taskHAStop)
+	return err == nil && (t.Type == taskHAStart || t.Type == taskHAStop || t.Type == taskHAMove)
 }
