@@ -115,7 +115,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	a.capacity = capacity.New(capacity.Config{
 		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Log: log,
 		Cordoned: func() bool { _, is := cordons.Of(cfg.Node); return is },
-		Draining: func() bool { c, _ := cordons.Of(cfg.Node); return c.Draining || a.monitor.Draining() },
+		Draining: func() bool { return draining(cordons, cfg.Node) || a.monitor.Draining() },
 	})
 	talk := a.newGossip(watcher, o)
 	var others *fleet // below: it asks guests
@@ -153,8 +153,8 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	reg.WatchJournal(a.journal, engine)
 	a.rooms = []Task{watcher, cordons, tracker, a.monitor, engine, guests, images, snippets, a.capacity, talk, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, &peerService{Service: snippet.NewService(snippets, others.peer), images: images, caller: others.peer}, others, reg, log),
-		newHTTPServer(a.http, reg, a.monitor, a.ready, log),
+		newGRPCServer(a.grpc, holder, service, &peerService{Service: snippet.NewService(snippets, others.peer), images: images, caller: others.peer}, cordons, others, reg, log),
+		newHTTPServer(a.http, reg, a.monitor, func() bool { return draining(cordons, cfg.Node) }, a.ready, log),
 	}
 	if cfg.Socket != "" {
 		a.servers = append(a.servers, others.newNodeServer(cfg.Socket, records, tracker, log))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/cordon"
 	"github.com/pve-rigaud/pve-rigaud/agent/health"
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
@@ -41,11 +43,15 @@ type grpcServer struct {
 	peer     peerpb.PeerServer
 	metrics  *metrics.Registry
 	health   *grpchealth.Server
+	cordons  *cordon.Store
+	node     string // ours
 	ready    chan struct{}
 }
 
-func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, peer peerpb.PeerServer, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
-	s := &grpcServer{listener: l, service: p, peer: peer, metrics: reg, health: grpchealth.NewServer(), ready: make(chan struct{})}
+func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, peer peerpb.PeerServer, cordons *cordon.Store, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+	s := &grpcServer{
+		listener: l, service: p, peer: peer, metrics: reg, health: grpchealth.NewServer(), cordons: cordons, node: others.self.Name, ready: make(chan struct{}),
+	}
 	s.options = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
 		// Goroutines that are used again keep their stacks, which would else grow anew with each call.
@@ -80,7 +86,12 @@ func (s *grpcServer) Run(ctx context.Context) error {
 	s.metrics.Initialize(server)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(s.listener) }()
-	s.health.SetServingStatus(providerpb.Provider_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
+	var following sync.WaitGroup
+	defer following.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	s.tellHealth()
+	following.Go(func() { s.followHealth(ctx) })
 	close(s.ready)
 	select {
 	case err := <-failed:
@@ -96,6 +107,34 @@ func (s *grpcServer) Run(ctx context.Context) error {
 		return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
 	}
 	return nil
+}
+
+// followHealth keeps the health service up to date until ctx ends.
+func (s *grpcServer) followHealth(ctx context.Context) {
+	for {
+		changed := s.cordons.Changed()
+		s.tellHealth()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tellHealth lets balancers leave a node that is being drained before it goes. Whoever asks it all the same is answered.
+func (s *grpcServer) tellHealth() {
+	health := grpc_health_v1.HealthCheckResponse_SERVING
+	if draining(s.cordons, s.node) {
+		health = grpc_health_v1.HealthCheckResponse_NOT_SERVING
+	}
+	s.health.SetServingStatus("", health)
+	s.health.SetServingStatus(providerpb.Provider_ServiceDesc.ServiceName, health)
+}
+
+func draining(cordons *cordon.Store, node string) bool {
+	c, _ := cordons.Of(node)
+	return c.Draining
 }
 
 // recoverPanics makes a panic of a handler that request's failure instead of the agent's.
@@ -118,11 +157,14 @@ type httpServer struct {
 	ready    chan struct{}
 }
 
-func newHTTPServer(l net.Listener, reg *metrics.Registry, monitor *health.Monitor, agentReady <-chan struct{}, log *slog.Logger) *httpServer {
+func newHTTPServer(l net.Listener, reg *metrics.Registry, monitor *health.Monitor, drained func() bool, agentReady <-chan struct{}, log *slog.Logger) *httpServer {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		trouble := monitor.Trouble()
+		if trouble == "" && drained() {
+			trouble = "draining"
+		}
 		select {
 		case <-agentReady:
 		default:
