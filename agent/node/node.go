@@ -35,6 +35,8 @@ type Config struct {
 	Peers func() []cluster.Peer // the agents that gossip has seen, ourselves too; nil: there is no gossip
 	Links func() []forward.Link // to the nodes that were ever called; nil: there are none
 	Now   func() time.Time      // default time.Now
+	// Maintenance cordons, drains and restores; nil: nobody does.
+	Maintenance Maintenance
 }
 
 // Service is the node service. It is safe for concurrent use and keeps nothing.

@@ -33,12 +33,15 @@ Usage:
   pve-rigaud agent [flags]   run this node's agent (pve-rigaud agent --help lists the flags)
   pve-rigaud members         list the nodes: who is in, and how old each one's capacity is
   pve-rigaud vms             list the guests of the cluster, where they are, and who made them
+  pve-rigaud cordon NODE     keep new VMs away from a node; uncordon NODE lets them come again
+  pve-rigaud drain NODE      cordon a node, and move its VMs to other nodes while they run
+  pve-rigaud restore NODE    uncordon a node, and move back what drain has moved away
   pve-rigaud version         print the version
   pve-rigaud help            print this
 
-members and vms ask the agent of this node and take --json and --socket PATH; vms takes --node NODE too.
-Exit codes: 0 fine, 1 failed (for members and vms: the agent cannot be reached, or does not know), 64 wrong command
-line, 78 wrong configuration.
+All but agent, version and help ask the agent of this node and take --json, --socket PATH and --help, which lists more.
+Exit codes: 0 fine, 1 failed (the agent cannot be reached, or does not know; for drain and restore: not all was moved),
+64 wrong command line, 78 wrong configuration.
 `
 
 func main() {
@@ -65,6 +68,9 @@ func run(ctx context.Context, args []string, env func(string) (string, bool), st
 	}
 	if q, ok := questions()[command]; ok {
 		return q.run(ctx, args, stdout, stderr)
+	}
+	if e, ok := errands()[command]; ok {
+		return e.run(ctx, args, stdout, stderr)
 	}
 	say(stderr, fmt.Sprintf("pve-rigaud: no such command %q\n\n%s", command, usage))
 	return exitUsage
