@@ -157,7 +157,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 		newHTTPServer(a.http, reg, a.monitor, func() bool { return draining(cordons, cfg.Node) }, a.ready, log),
 	}
 	if cfg.Socket != "" {
-		a.servers = append(a.servers, others.newNodeServer(cfg.Socket, records, tracker, log))
+		a.servers = append(a.servers, others.newNodeServer(cfg.Socket, records, tracker, images, log))
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
+	"github.com/pve-rigaud/pve-rigaud/agent/image"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/node"
 	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
@@ -148,10 +149,10 @@ func (f *fleet) ListVMs(ctx context.Context, node string) (*providerpb.ListVMsRe
 func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
 
 // newNodeServer wires what commands of this node ask. They are shown what is known, however old.
-func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *status.Tracker, log *slog.Logger) *node.Server {
+func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *status.Tracker, images *image.Images, log *slog.Logger) *node.Server {
 	options := []grpc.ServerOption{grpc.ChainUnaryInterceptor(recoverPanics(log))}
 	return node.NewServer(node.ServerConfig{Socket: socket, Options: options, Log: log, Service: node.New(node.Config{
-		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links,
+		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links, Images: images.Overview,
 		Power: func(ctx context.Context, vm *pmxcfs.VM) string {
 			st, err := tracker.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock()})
 			if err != nil {

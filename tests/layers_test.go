@@ -67,7 +67,7 @@ var rooms = map[string]room{
 		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/snippet agent/spec qmp qmp/qga",
 	},
 	"agent/image": {
-		imports: "agent/fault agent/guest agent/ops agent/peerpb agent/pmxcfs agent/pve agent/record agent/spec cluster/forward cluster/placement",
+		imports: "agent/fault agent/guest agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/pve agent/record agent/spec cluster/forward cluster/placement",
 		tests:   "agent/config cluster/placement",
 	},
 	"agent/provider": {

@@ -37,6 +37,9 @@ type Config struct {
 	Now   func() time.Time      // default time.Now
 	// Maintenance cordons, drains and restores; nil: nobody does.
 	Maintenance Maintenance
+	// Images tells of all images, or the one of a name, and asks the other nodes' agents too unless alone is set; nil: none
+	// are known.
+	Images func(ctx context.Context, name string, alone bool) ([]*nodepb.Image, error)
 }
 
 // Service is the node service. It is safe for concurrent use and keeps nothing.

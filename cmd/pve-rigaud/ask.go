@@ -35,6 +35,8 @@ type question struct {
 	// Of vms only.
 	node      string
 	snapshots bool
+	image     string                        // of images only: the argument
+	argument  func(q *question, arg string) // takes the one argument there may be; nil: there may be none
 	// ask returns the answer in its two forms: an object for JSON, and a function that writes it for people.
 	ask func(ctx context.Context, client nodepb.NodeClient, q *question) (object any, table func(io.Writer) error, err error)
 }
@@ -42,6 +44,10 @@ type question struct {
 // questions are the commands of that kind.
 func questions() map[string]*question {
 	return map[string]*question{
+		"images": {
+			name: "images", ask: askImages, argument: func(q *question, arg string) { q.image = arg },
+			summary: "list what VMs are made from: which image is where, how large and old, and how many VMs share its disks; images NAME: that one",
+		},
 		"members": {
 			name: "members", ask: askMembers,
 			summary: "list the nodes of the cluster: who is in, and how old each one's capacity is",
@@ -73,7 +79,9 @@ func (q *question) run(ctx context.Context, args []string, stdout, stderr io.Wri
 		say(stdout, fmt.Sprintf("pve-rigaud %s: %s\n\nFlags:\n%s", q.name, q.summary, flags.FlagUsages()))
 		return exitOK
 	}
-	if err == nil && flags.NArg() > 0 {
+	if err == nil && flags.NArg() == 1 && q.argument != nil {
+		q.argument(q, flags.Arg(0))
+	} else if err == nil && flags.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if err != nil {

@@ -61,11 +61,11 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// serve runs the agent's socket until the test ends.
-func (a *fakeAgent) serve(t *testing.T) {
+// serve runs the agent's socket until the test ends, with another service on it if one is given.
+func (a *fakeAgent) serve(t *testing.T, service ...nodepb.NodeServer) {
 	t.Helper()
 	a.socket = filepath.Join(shortDir(t), "agent.sock")
-	s := node.NewServer(node.ServerConfig{Socket: a.socket, Service: a})
+	s := node.NewServer(node.ServerConfig{Socket: a.socket, Service: append(service, a)[0]})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -32,6 +32,7 @@ const usage = `pve-rigaud makes a Proxmox VE node serve VirtRigaud's provider.v1
 Usage:
   pve-rigaud agent [flags]   run this node's agent (pve-rigaud agent --help lists the flags)
   pve-rigaud members         list the nodes: who is in, and how old each one's capacity is
+  pve-rigaud images [NAME]   list what VMs are made from, and on which nodes it is
   pve-rigaud vms             list the guests of the cluster, where they are, and who made them
   pve-rigaud cordon NODE     keep new VMs away from a node; uncordon NODE lets them come again
   pve-rigaud drain NODE      cordon a node, and move its VMs to other nodes while they run

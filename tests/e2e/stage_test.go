@@ -21,6 +21,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/tests/payloads"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/disk"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim/pmxfuse"
 	"github.com/pve-rigaud/pve-rigaud/tests/rig"
 )
@@ -77,6 +78,9 @@ func raise(t *testing.T, settings ...setting) *stage {
 	t.Cleanup(cancel)
 	r, err := rig.Start(ctx, cfg)
 	if missing, ok := errors.AsType[*pmxfuse.MissingError](err); ok {
+		t.Skipf("skipped: %v", missing)
+	}
+	if missing, ok := errors.AsType[*disk.MissingError](err); ok {
 		t.Skipf("skipped: %v", missing)
 	}
 	if err != nil {

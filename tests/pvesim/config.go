@@ -50,6 +50,7 @@ type Config struct {
 	Debian       bool   // template 9002 too, DebianTemplate, with the guest of [guestimage.FindDebian]: for real VMs only
 
 	QEMU      QEMU
+	RealDisks bool           // disks are real images even where VMs are stand-ins; fails without qemu-img
 	Fake      kvm.FakeConfig // how the guests of stand-ins behave
 	PMXCFS    PMXCFS
 	ReadDelay time.Duration // of each read of /etc/pve; with FUSE only

@@ -30,6 +30,13 @@ func (c *Cluster) chooseHypervisor(ctx context.Context) error {
 		c.why = err.Error()
 	}
 	c.hyper, c.disks = fake, cacheDisks(disk.Plain{})
+	if c.cfg.RealDisks {
+		images, err := disk.NewQemuImg()
+		if err != nil {
+			return err
+		}
+		c.disks = cacheDisks(images)
+	}
 	return nil
 }
 

@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/pve-rigaud/pve-rigaud/agent"
+	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
+)
+
+// prepare prepares an image, whose answer has to be whole at once.
+func (s *stage) prepare(name, image string) (*providerpb.ImagePrepareResponse, error) {
+	return s.agent.Provider.ImagePrepare(s.ctx, &providerpb.ImagePrepareRequest{TargetName: name, ImageJson: image})
+}
+
+// images are those on record.
+func (s *stage) images() map[string]record.Image {
+	s.Helper()
+	list, broken, err := record.NewImages(record.Config{Dir: s.rig.Dir + "/etc/pve/priv/pve-rigaud"}).List()
+	if s.must(err); len(broken) > 0 {
+		s.Fatal(broken)
+	}
+	all := map[string]record.Image{}
+	for _, i := range list {
+		all[i.Name] = i
+	}
+	return all
+}
+
+// TestImagePrepare: the first answer says all that the manager will ever hear, so it names the image, not a template.
+func TestImagePrepare(t *testing.T) {
+	t.Parallel()
+	s := start(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			r, err := s.prepare("ubuntu", `{"source":{"proxmox":{"templateName":"linux-template"}},"metadata":{"displayName":"Ubuntu 22.04"}}`)
+			if err != nil || r.GetPreparedImageId() != "ubuntu" || r.GetPreparedImagePath() != "image:ubuntu" || r.GetTask().GetId() != "" {
+				t.Errorf("got %v, %v", r, err)
+			}
+		})
+	}
+	wg.Wait()
+	img := s.images()["ubuntu"]
+	if len(s.images()) != 1 || img.Generation != 1 || img.Template != "linux-template" || img.Source != `templates named "linux-template": Ubuntu 22.04` ||
+		len(img.Originals) != 1 || img.Originals[0].VMID != template {
+		t.Errorf("on record: %+v", s.images())
+	}
+	s.create(request("by-id", from("ubuntu")))
+	s.create(request("by-path", func(r *providerpb.CreateRequest) { r.ImageJson = `{"Path":"image:ubuntu","Format":"qcow2"}` }))
+	// Rebuilt under another number: the id that the manager has means the new one.
+	s.must(s.sim.SetConfig(template, map[string]string{"name": "old"}))
+	s.add(9500, map[string]string{"name": "linux-template", "template": "1"})
+	clones := s.watch("POST", "/nodes/*/qemu/*/clone")
+	s.create(request("rebuilt", from("ubuntu")))
+	if got := clones(); len(got) != 1 || !strings.Contains(got[0], "/qemu/9500/clone") {
+		t.Errorf("cloned by %q, the template is 9500 now", got)
+	}
+	refused(t, s.tryCreate(request("nothing", func(r *providerpb.CreateRequest) { r.ImageJson = `{"Path":"image:debian"}` })), codes.NotFound, `"debian"`)
+}
+
+// TestImagePrepareRefuses names the field, and says what works.
+func TestImagePrepareRefuses(t *testing.T) {
+	t.Parallel()
+	s := start(t, setting{sim: func(c *pvesim.Config) { c.Nodes = 2 }})
+	s.add(500, map[string]string{"name": "no-template"})
+	_, err := s.prepare("taken", `{"source":{"proxmox":{"templateID":9000}}}`)
+	s.must(err)
+	_, err = s.prepare("linux-template", `{"source":{"proxmox":{"storage":"local","format":"qcow2","fullClone":true}}}`)
+	s.must(err)
+	for _, x := range []struct {
+		name, image string
+		code        codes.Code
+		says        []string
+	}{
+		{"ubuntu", `{"source":{"proxmox":{"templateName":"no-such"}}}`, codes.NotFound, []string{"templateName", "no-such"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateID":9999}}}`, codes.NotFound, []string{"templateID", "9999"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateID":500}}}`, codes.FailedPrecondition, []string{"templateID", "qm template 500"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateID":9000,"templateName":"other"}}}`, codes.FailedPrecondition, []string{"templateName", "linux-template"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateID":9000,"node":"pve2"}}}`, codes.FailedPrecondition, []string{"node", "pve1"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateName":"linux-template","node":"pve2"}}}`, codes.NotFound, []string{"linux-template", "pve2"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateName":"linux-template","node":"pve9"}}}`, codes.NotFound, []string{"node", "pve9"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateName":"linux-template","storage":"ceph"}}}`, codes.NotFound, []string{"storage", "ceph"}},
+		{"ubuntu", `{"source":{"proxmox":{"templateName":"linux-template","fullClone":false}}}`, codes.FailedPrecondition, []string{"fullClone"}},
+		{"ubuntu", `{"source":{"proxmox":{}}}`, codes.NotFound, []string{"proxmox", "ubuntu", "templateName"}},
+		{"ubuntu", `{"source":{"proxmox":{},"http":{"url":"https://example.com/a.qcow2"}}}`, codes.FailedPrecondition, []string{"source.http.url", "ubuntu"}},
+		{"ubuntu", `{"source":{"http":{"url":"https://example.com/a.qcow2"}}}`, codes.FailedPrecondition, []string{"source.http.url", "templateName"}},
+		{"ubuntu", `{"source":{"libvirt":{"url":"https://example.com/a.qcow2"}}}`, codes.FailedPrecondition, []string{"source.libvirt.url"}},
+		{"ubuntu", `{"source":{"registry":{"image":"quay.io/a"}}}`, codes.FailedPrecondition, []string{"source.registry.image"}},
+		{"ubuntu", `{"source":{}}`, codes.InvalidArgument, []string{"source", "templateName"}},
+		{"taken", `{"source":{"proxmox":{"templateID":9001}}}`, codes.AlreadyExists, []string{"target_name", "taken", "prepare.force"}},
+		{"linux-template", `{"source":{"proxmox":{"templateName":"linux-template-shared"}}}`, codes.AlreadyExists, []string{"target_name", "linux-template"}},
+	} {
+		_, err := s.prepare(x.name, x.image)
+		refused(t, err, x.code, x.says...)
+	}
+	if got := len(s.images()); got != 2 {
+		t.Errorf("%d images on record: %v", got, s.images())
+	}
+	_, err = s.prepare("taken", `{"source":{"proxmox":{"templateID":9001}},"prepare":{"force":true}}`)
+	s.must(err)
+	if got := s.images()["taken"]; got.Template != "9001" {
+		t.Errorf("replaced by request: %+v", got)
+	}
+}
+
+// replicas makes agents keep each image on all nodes.
+var replicas = setting{
+	flags:   []string{"--placement-image-replicas=all"},
+	options: []agent.Option{agent.WithReplicasEvery(50 * time.Millisecond)},
+	sim:     func(c *pvesim.Config) { c.RealDisks = true },
+}
+
+// TestImageReplicas: the first VM made of a template has the other nodes make replicas, whose disks are what the template's are.
+func TestImageReplicas(t *testing.T) {
+	t.Parallel()
+	c := assemble(t, replicas, secure)
+	c.must(c.sim.SetConfig(template, map[string]string{"tags": "golden", "description": "from here: 100%", "sockets": "2"}))
+	c.fillTemplate("some data")
+	c.create(request("web-01"))
+	c.eventually("a replica on each node", func() bool { return len(c.images()["linux-template"].Replicas) == 2 })
+	for _, r := range c.images()["linux-template"].Replicas {
+		conf, err := c.sim.Config(r.VMID)
+		c.must(err)
+		owner, _ := c.sim.Owner(r.VMID)
+		if owner != r.Node || owner == "pve1" || conf["template"] != "1" || conf["name"] != "linux-template" || conf["tags"] != "golden" ||
+			conf["sockets"] != "2" || conf["smbios1"] != "uuid="+r.UUID || conf["agent"] != "1" || !strings.Contains(conf["net0"], "bridge=vmbr0") {
+			t.Errorf("on %s: %+v, of %v", owner, conf, r)
+		}
+		if sum := fmt.Sprintf("sha256:%x", sha256.Sum256(c.diskBytes("pve1", template))); r.Checksums["scsi0"] != sum {
+			t.Errorf("checksum %s, the template has %s", r.Checksums["scsi0"], sum)
+		}
+		c.sameContent(c.diskPath("pve1", template), c.diskPath(owner, r.VMID))
+		if left := glob(t, filepath.Join(c.rig.Dir, owner, "vz", "import", "*")); len(left) > 0 {
+			t.Errorf("staged and not removed: %v", left)
+		}
+	}
+	id := c.at["pve2"].create(request("web-02", from("linux-template")))
+	c.owned(vmid(t, id), "pve2") // from the replica there
+}
+
+// fillTemplate writes into the template's disk.
+func (s *stage) fillTemplate(text string) {
+	s.Helper()
+	raw := filepath.Join(s.T.TempDir(), "raw")
+	s.must(os.WriteFile(raw, []byte(strings.Repeat(text, 1<<16)), 0o600))
+	s.must(os.Truncate(raw, 64<<20))
+	out, err := exec.CommandContext(s.ctx, "qemu-img", "convert", "-O", "qcow2", raw, s.diskPath("pve1", template)).CombinedOutput()
+	if err != nil {
+		s.Fatalf("%v: %s", err, out)
+	}
+}
+
+// diskPath is the file of a template's first disk.
+func (s *stage) diskPath(node string, id int) string {
+	s.Helper()
+	conf, err := s.sim.Config(id)
+	s.must(err)
+	volume, _, _ := strings.Cut(conf["scsi0"], ",")
+	return filepath.Join(s.rig.Dir, node, "vz", "images", strings.TrimPrefix(volume, "local:"))
+}
+
+func (s *stage) diskBytes(node string, id int) []byte {
+	s.Helper()
+	b, err := os.ReadFile(s.diskPath(node, id))
+	s.must(err)
+	return b
+}
+
+// sameContent compares what guests see of two images.
+func (s *stage) sameContent(a, b string) {
+	s.Helper()
+	if out, err := exec.CommandContext(s.ctx, "qemu-img", "compare", "-s", a, b).CombinedOutput(); err != nil {
+		s.Errorf("%s and %s: %v: %s", a, b, err, out)
+	}
+}
+
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
