@@ -113,7 +113,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	records := record.New(ours)
 	cordons := cordon.New(cordon.Config{Dir: ours.Dir, Interval: cfg.Watch, Now: o.now, Log: log})
 	a.capacity = capacity.New(capacity.Config{
-		Node: cfg.Node, World: watcher.World, Running: tracker.Running, API: a.api, Log: log,
+		Node: cfg.Node, ProcDir: cfg.Paths.Proc, SysDir: cfg.Paths.Sys, World: watcher.World, Running: tracker.Running, API: a.api, Log: log,
 		Cordoned: func() bool { _, is := cordons.Of(cfg.Node); return is },
 		Draining: func() bool { return draining(cordons, cfg.Node) || a.monitor.Draining() },
 	})

@@ -99,7 +99,7 @@ var rooms = map[string]room{
 	"tests/payloads":       {},
 	"tests/rig":            {imports: "agent agent/config agent/providerpb tests/pvesim"},
 	"tests/guestimage":     {},
-	"tests/pvesim":         {imports: "qmp/qmptest tests/guestimage tests/pvesim/disk tests/pvesim/kvm tests/pvesim/pmxfuse tests/pvesim/schema tests/pvesim/vmconf", tests: "agent/config agent/pmxcfs agent/pve"},
+	"tests/pvesim":         {imports: "qmp/qmptest tests/guestimage tests/pvesim/disk tests/pvesim/kvm tests/pvesim/pmxfuse tests/pvesim/schema tests/pvesim/vmconf", tests: "agent/capacity agent/config agent/pmxcfs agent/pve"},
 	"tests/pvesim/kvm":     {imports: "qmp qmp/qga qmp/qmptest tests/guestimage", tests: "qmp qmp/qga"},
 	"tests/pvesim/disk":    {},
 	"tests/pvesim/pmxfuse": {},

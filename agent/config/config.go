@@ -158,6 +158,9 @@ type Paths struct {
 	Run string
 	// Lock holds PVE's lock-<vmid>.conf files.
 	Lock string
+	// Proc and Sys are where the kernel tells of the host's memory, CPUs, load
+	// and network devices. Processes are always looked for in /proc.
+	Proc, Sys string
 }
 
 // Tasks says how PVE tasks are awaited: looked at once, then after PollMin,

@@ -211,6 +211,16 @@ var keys = []*key{
 		doc: "Directory of PVE's lock files.",
 	},
 	{
+		name: "paths.proc", def: "/proc",
+		field: func(c *Config) any { return &c.Paths.Proc }, check: of(absolute),
+		doc: "Where the kernel tells of the host's memory, CPUs and load. Processes are always looked for in `/proc`.",
+	},
+	{
+		name: "paths.sys", def: "/sys",
+		field: func(c *Config) any { return &c.Paths.Sys }, check: of(absolute),
+		doc: "Where the kernel tells of the host's network devices.",
+	},
+	{
 		name: "watch", def: "1s", cluster: true,
 		field: func(c *Config) any { return &c.Watch }, check: of(lasting(100*time.Millisecond, 10*time.Second)),
 		doc: "How often the cluster's state is looked at (100ms to 10s).",

@@ -47,7 +47,7 @@ func clearEntry(path string) error {
 	if filepath.Base(path)[0] != 'p' {
 		return os.RemoveAll(path)
 	}
-	for _, sub := range []string{"own", "run", "lock", "lib", "vz", "st", "agent.yaml", "agent.sock"} {
+	for _, sub := range []string{"own", "run", "lock", "lib", "vz", "st", "host", "agent.yaml", "agent.sock"} {
 		if err := os.RemoveAll(filepath.Join(path, sub)); err != nil {
 			return err
 		}

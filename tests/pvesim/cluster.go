@@ -119,6 +119,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 		{"api", c.openAPI},
 		{"guests", c.populate},
 		{"files", c.writeFiles},
+		{"kernel", c.writeKernel},
 	} {
 		if err := step.run(ctx); err != nil {
 			return errors.Join(fmt.Errorf("pvesim: %s: %w", step.name, err), c.Close())

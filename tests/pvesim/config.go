@@ -43,7 +43,11 @@ type Config struct {
 	FirstVM  int    // number of the first of them, default 100
 	CPUs     int    // of each node, default 16; NodeCPUs overrides it
 	NodeCPUs map[string]int
-	Memory   int64 // of each node in bytes, default 64 GiB
+	Memory   int64 // of each node in bytes, default 64 GiB; NodeMemory overrides it
+
+	NodeMemory  map[string]int64
+	NodeARC     map[string]int64    // of the memory, what ZFS keeps for its cache; a node that is not here has no ZFS
+	NodeBridges map[string][]string // instead of vmbr0 and vmbr1
 
 	NoTemplates  bool   // leave the templates 9000 and 9001 out
 	TemplateName string // name of template 9000, default "linux-template"; 9001 gets "-shared" behind it

@@ -122,7 +122,7 @@ func (c *Cluster) agentConfig(n *Node, secret string) error {
 	fmt.Fprintf(&b, "metrics: %q\nstate-dir: %s\n", n.Metrics, n.State)
 	fmt.Fprintf(&b, "pve:\n  endpoint: %s\n  ca-bundle: %s\n  token-id: %s\n  token-secret-file: %s\n",
 		n.API(), filepath.Join(n.PMXCFS, "pve-root-ca.pem"), TokenID, secret)
-	fmt.Fprintf(&b, "paths:\n  pmxcfs: %s\n  run: %s\n  lock: %s\n", n.PMXCFS, n.Run, n.Lock)
+	fmt.Fprintf(&b, "paths:\n  pmxcfs: %s\n  run: %s\n  lock: %s\n  proc: %s\n  sys: %s\n", n.PMXCFS, n.Run, n.Lock, n.Proc, n.Sys)
 	if err := os.WriteFile(n.AgentYAML, []byte(b.String()), 0o600); err != nil {
 		return fmt.Errorf("agent configuration: %w", err)
 	}

@@ -180,6 +180,7 @@ func (c *Cluster) launchFrom(ctx context.Context, n *Node, vmid int, conf vmconf
 	}
 	m.proc = proc
 	c.machines.put(m)
+	c.tellMemory(n)
 	close(ready)
 	c.wg.Go(func() { c.awaitExit(m) })
 	return m, nil
@@ -213,6 +214,7 @@ func (c *Cluster) awaitExit(m *machine) {
 	case <-c.ctx.Done():
 		return
 	}
+	c.tellMemory(m.node)
 	if m.life.Err() != nil {
 		c.machines.forget(m)
 		return

@@ -19,6 +19,9 @@ type Node struct {
 	PMXCFS, Run, Lock, State string
 	// Socket is where the agent's command line is served.
 	Socket string
+	// Proc and Sys are what the node's kernel tells of memory, CPUs, load and
+	// bridges. PVE's API says the same.
+	Proc, Sys string
 	// AgentYAML is the configuration for an agent on this node.
 	AgentYAML string
 	// GRPC, Metrics and Gossip are the addresses that configuration has, with
@@ -30,6 +33,9 @@ type Node struct {
 	vz      string // /var/lib/vz: the storage "local"
 	cpus    int
 	memory  int64
+	arc     int64 // of memory, what ZFS keeps
+	bridges []string
+	kernel  sync.Mutex // held while Proc is written
 
 	mu       sync.Mutex // guards what follows
 	mount    mount      // nil while PMXCFS is not mounted
@@ -63,10 +69,18 @@ func newNode(c *Cluster, i int, name string) *Node {
 		AgentYAML: filepath.Join(dir, "agent.yaml"),
 		own:       filepath.Join(dir, "own"),
 		vz:        filepath.Join(dir, "vz"),
-		cpus:      c.cfg.CPUs, memory: c.cfg.Memory,
+		Proc:      filepath.Join(dir, "host", "proc"),
+		Sys:       filepath.Join(dir, "host", "sys"),
+		cpus:      c.cfg.CPUs, memory: c.cfg.Memory, arc: c.cfg.NodeARC[name], bridges: bridges,
 	}
 	if v, ok := c.cfg.NodeCPUs[name]; ok {
 		n.cpus = v
+	}
+	if v, ok := c.cfg.NodeMemory[name]; ok {
+		n.memory = v
+	}
+	if v, ok := c.cfg.NodeBridges[name]; ok {
+		n.bridges = v
 	}
 	n.writable = true
 	n.proxy = &front{node: n, addr: c.cfg.apiAddress(n, portAPI)}

@@ -50,7 +50,7 @@ func (c *Cluster) nodeEntry(via, n *Node, full bool) map[string]any {
 
 // usedMemory is the host's own and what the running VMs may take.
 func (c *Cluster) usedMemory(n *Node) int64 {
-	used := int64(1 << 30)
+	used := int64(1<<30) + n.arc
 	for _, m := range c.machines.list() {
 		if m.node == n && m.alive() {
 			used += m.memory / 4
@@ -71,7 +71,7 @@ func (c *Cluster) nodeStatus(_ context.Context, rq *request) (any, error) {
 	n := rq.node
 	used := c.usedMemory(n)
 	return map[string]any{
-		"uptime": int(time.Since(c.workers.boot).Seconds()), "idle": 0, "loadavg": []string{"0.10", "0.12", "0.09"},
+		"uptime": int(time.Since(c.workers.boot).Seconds()), "idle": 0, "loadavg": strings.Fields(loadAverage),
 		"kversion": "Linux 6.14.8-2-pve", "cpu": 0.05, "wait": 0,
 		"cpuinfo": map[string]any{"cpus": n.cpus, "cores": n.cpus, "sockets": 1, "model": "QEMU Virtual CPU", "mhz": "2000", "hvm": "0", "flags": "", "user_hz": 100},
 		"memory":  map[string]any{"total": n.memory, "used": used, "free": n.memory - used, "available": n.memory - used},
@@ -83,7 +83,7 @@ func (c *Cluster) nodeStatus(_ context.Context, rq *request) (any, error) {
 
 func (c *Cluster) network(_ context.Context, rq *request) (any, error) {
 	out := []any{}
-	for _, b := range bridges {
+	for _, b := range rq.node.bridges {
 		if c.cfg.major() >= 8 && rq.who.checkAny("/sdn/zones/localnetwork/"+b, "SDN.Audit", "SDN.Use") != nil {
 			continue
 		}

@@ -180,7 +180,7 @@ func (p *plugging) plugNIC(ctx context.Context, nic vmconf.NIC) error {
 }
 
 func (p *plugging) bridgeThere(nic vmconf.NIC) error {
-	if b := nic.Opts["bridge"]; b != "" && !p.c.hasBridge(b) {
+	if b := nic.Opts["bridge"]; b != "" && !slices.Contains(p.m.node.bridges, b) {
 		return dief("bridge '%s' does not exist", b)
 	}
 	return nil

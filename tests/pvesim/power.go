@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,24 +100,15 @@ func (c *Cluster) startChecks(n *Node, conf vmconf.Section) error {
 		if !vmconf.IsNIC(key) {
 			continue
 		}
-		if b := vmconf.ParseNIC(key, conf[key]).Opts["bridge"]; b != "" && !c.hasBridge(b) {
+		if b := vmconf.ParseNIC(key, conf[key]).Opts["bridge"]; b != "" && !slices.Contains(n.bridges, b) {
 			return dief("bridge '%s' does not exist", b)
 		}
 	}
 	return nil
 }
 
-// Bridges of every node.
+// bridges of a node, unless it is said to have others.
 var bridges = []string{"vmbr0", "vmbr1"}
-
-func (c *Cluster) hasBridge(name string) bool {
-	for _, b := range bridges {
-		if b == name {
-			return true
-		}
-	}
-	return false
-}
 
 // stopRequest says how a VM is to be stopped.
 type stopRequest struct {

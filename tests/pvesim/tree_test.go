@@ -224,9 +224,9 @@ func TestAgentConfiguration(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := []string{n.Name, n.API(), n.PMXCFS, n.Run, n.Lock, n.State, n.GRPC, n.Metrics, n.Gossip, n.Socket, pvesim.TokenID}
+			want := []string{n.Name, n.API(), n.PMXCFS, n.Run, n.Lock, n.Proc, n.Sys, n.State, n.GRPC, n.Metrics, n.Gossip, n.Socket, pvesim.TokenID}
 			have := []string{
-				got.Node, got.PVE.Endpoint, got.Paths.PMXCFS, got.Paths.Run, got.Paths.Lock, got.StateDir,
+				got.Node, got.PVE.Endpoint, got.Paths.PMXCFS, got.Paths.Run, got.Paths.Lock, got.Paths.Proc, got.Paths.Sys, got.StateDir,
 				got.Listen.GRPC, got.Metrics, got.Gossip.Bind, got.Socket, got.PVE.TokenID,
 			}
 			if diff := cmp.Diff(want, have); diff != "" {
