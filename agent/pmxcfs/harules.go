@@ -37,7 +37,7 @@ var (
 func parseRules(raw []byte) (out []*rule, problems []error) {
 	sections, problems := parseSections(haRules, raw)
 	for _, s := range sections {
-		if _, off := s.options["disable"]; off { // whatever its value is: PVE writes only 1
+		if _, off := s.options["disable"]; off { // whatever its value is: PVE asks only whether it is there
 			continue
 		}
 		r, err := s.rule()

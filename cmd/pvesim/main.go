@@ -39,6 +39,7 @@ func main() {
 type options struct {
 	cfg       pvesim.Config
 	memory    string
+	memories  map[string]string
 	tokens    []string
 	users     []string
 	debug     bool
@@ -63,6 +64,8 @@ func parse(args []string) (*options, error) {
 	f.DurationVar(&o.cfg.ReadDelay, "read-delay", 0, "time of each read of /etc/pve (fuse only; 300us as on a real node)")
 	f.IntVar(&o.cfg.CPUs, "cpus", 16, "CPUs of each node")
 	f.StringVar(&o.memory, "memory", "64G", "memory of each node")
+	f.StringToIntVar(&o.cfg.NodeCPUs, "node-cpus", nil, "CPUs of single nodes, pve2=4")
+	f.StringToStringVar(&o.memories, "node-memory", nil, "memory of single nodes, pve2=8G")
 	f.StringVar(&o.cfg.Version, "pve-version", "", "7.4, 8.4 or 9.1; default: of the schema, else 9.1")
 	f.StringVar(&o.cfg.SchemaFile, "schema", "", "PVE's call schema to check requests against; default $PVE_API_SCHEMA, \"none\" for no check")
 	f.StringArrayVar(&o.tokens, "token", nil, "another API token: ID=SECRET[=PATH:PRIV,PRIV[;PATH:...]]; all privileges without a list")
@@ -114,6 +117,12 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 	o.cfg.Log = slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level}))
 	if o.cfg.Memory, err = pvesim.ParseSize(o.memory); err != nil {
 		return fmt.Errorf("--memory: %w", err)
+	}
+	o.cfg.NodeMemory = map[string]int64{}
+	for node, text := range o.memories {
+		if o.cfg.NodeMemory[node], err = pvesim.ParseSize(text); err != nil {
+			return fmt.Errorf("--node-memory: %w", err)
+		}
 	}
 	c, err := pvesim.New(o.cfg)
 	if err != nil {

@@ -48,6 +48,7 @@ func verbs() map[string]verb {
 //	readonly <node> on|off        let every write to /etc/pve fail
 //	mount <node> off|on           stop a node's pmxcfs, or start it
 //	api <node> off|on             close a node's API, or open it
+//	maintenance <node> on|off     HA's maintenance mode
 //	vmlist-lag <node> <d>         let .vmlist and .version be late
 //	migrate <vm> <node> [gap <d>] migrate a VM; .vmlist misses it for a time
 //	migrate-gap <d>               that time, for migrations by the API and HA
@@ -142,10 +143,11 @@ func onOff(doc string, do func(c *Cluster, node string, on bool) error) verb {
 
 func nodeVerbs() map[string]verb {
 	return map[string]verb{
-		"node":     onOff("take a node's power, or give it back", (*Cluster).SetOnline),
-		"readonly": onOff("let every write to /etc/pve fail", (*Cluster).SetReadOnly),
-		"mount":    onOff("stop a node's pmxcfs, or start it", (*Cluster).SetMounted),
-		"api":      onOff("close a node's API, or open it", (*Cluster).SetAPI),
+		"node":        onOff("take a node's power, or give it back", (*Cluster).SetOnline),
+		"readonly":    onOff("let every write to /etc/pve fail", (*Cluster).SetReadOnly),
+		"mount":       onOff("stop a node's pmxcfs, or start it", (*Cluster).SetMounted),
+		"maintenance": onOff("put it into HA's maintenance mode, or end that", (*Cluster).SetMaintenance),
+		"api":         onOff("close a node's API, or open it", (*Cluster).SetAPI),
 		"quorum": onOff("take quorum from a node or from all, or give it back", func(c *Cluster, node string, on bool) error {
 			if node == "all" {
 				return c.SetQuorate(on)

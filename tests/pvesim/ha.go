@@ -12,8 +12,9 @@ import (
 
 // haState is what the HA manager would remember beside its files.
 type haState struct {
-	mu    sync.Mutex // guards place and the resources file
-	place map[int]string
+	mu          sync.Mutex // guards what follows, the resources file and the manager's status
+	place       map[int]string
+	maintenance map[string]bool // by node; false: it was, and is over
 }
 
 // haEntry is one "vm:" section of ha/resources.cfg.
