@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,9 +88,9 @@ func (c *cluster) sync() {
 	}
 	c.write(".vmlist", c.json(list))
 	nodes, i := map[string]any{}, 0
-	for node, up := range c.online {
+	for _, node := range slices.Sorted(maps.Keys(c.online)) {
 		i++
-		nodes[node] = map[string]any{"id": i, "online": number(up), "ip": "10.77.0.1"}
+		nodes[node] = map[string]any{"id": i, "online": number(c.online[node]), "ip": "10.77.0.1"}
 	}
 	c.write(".members", c.json(map[string]any{
 		"nodename": "pve1", "version": c.clinfo, "nodelist": nodes,
