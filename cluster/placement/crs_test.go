@@ -50,3 +50,10 @@ func TestCRSAgreesWithPVE(t *testing.T) {
 		})
 	}
 }
+
+// As in Proxmox's scheduler, a guest without a number of CPUs may use all.
+func TestGuestOfAllCPUs(t *testing.T) {
+	if got := (load{cpus: 16, cpusUsed: 4}).with(guest{}).cpusUsed; got != 20 {
+		t.Errorf("%v CPUs are used, want 20", got)
+	}
+}

@@ -40,6 +40,9 @@ func (q *question) reasons(n *Node) refusals {
 	var r refusals
 	heard := q.heard(n, &r)
 	q.willing(n, &r)
+	if n.Refused != "" {
+		r.add(filterRefused, "refused a moment ago: %s", n.Refused)
+	}
 	q.allowed(n, &r)
 	q.reaches(n, &r)
 	if heard {
@@ -82,9 +85,6 @@ func (q *question) willing(n *Node, r *refusals) {
 	}
 	if n.Cordoned != "" {
 		r.add(filterCordoned, n.Cordoned)
-	}
-	if n.Refused != "" {
-		r.add(filterRefused, "refused a moment ago: %s", n.Refused)
 	}
 }
 

@@ -142,6 +142,9 @@ func anything(random *rand.Rand) (Cluster, Want, Settings) {
 	for i := range random.IntN(20) {
 		c.VMs = append(c.VMs, VM{Node: random.IntN(7) - 1, ID: i, Name: fmt.Sprintf("vm-%d", i), Tags: some(tags...), Pool: one("", "p")})
 	}
+	if len(c.Nodes) > 0 && random.IntN(9) == 0 {
+		c.Nodes[0].State.Digest, c.Nodes[0].State.DigestAt = view.Digest{}, time.Time{}
+	}
 	w := Want{
 		Name: one("vm-1", "db-1", ""), Memory: uint64(random.IntN(64)) * gibi, CPUs: random.IntN(70), Tags: some(tags...), Pool: one("", "p"),
 		Disks:   []Disk{{Storage: one("local-lvm", "local-lvm", "local-lvm", "other", ""), Content: one("images", "images", "iso", ""), Bytes: uint64(random.IntN(40)) * gibi}},
@@ -242,6 +245,12 @@ func checkDecision(t *testing.T, seed uint64, c Cluster, w Want, s Settings, d D
 		if math.IsNaN(r.Score) || math.IsInf(r.Score, 0) {
 			t.Errorf("seed %d: the score of %s is %v", seed, r.Node, r.Score)
 		}
+		if text, ok := r.has(filterHeard); ok && text != "has no quorum" && r.Score != 0 {
+			t.Errorf("seed %d: %s is not heard of, and its score is %v", seed, r.Node, r.Score)
+		}
+		if r.MemoryTotal == 0 && r.MemoryFree != 0 {
+			t.Errorf("seed %d: %s has %d bytes free of none", seed, r.Node, r.MemoryFree)
+		}
 		for _, reason := range r.Reasons {
 			if reason.Filter == "" || reason.Text == "" || strings.Contains(reason.Text, "%!") {
 				t.Errorf("seed %d: reason %+v", seed, reason)
@@ -310,8 +319,14 @@ func TestRefusalOfManyNodes(t *testing.T) {
 	if len(got) > 2000 || !strings.HasSuffix(got, ", and 84 more") {
 		t.Error(got)
 	}
-	if got := Place(Cluster{}, Want{}, Settings{}, now).Refusal(); got != "no node fits: there is no node" {
+	one := Cluster{Nodes: nodes(1)}
+	one.Nodes[0].Cordoned = "cordoned"
+	if got := Place(one, Want{}, Settings{}, now).Refusal(); got != "no node fits: pve1 cordoned" {
 		t.Error(got)
+	}
+	none := Place(Cluster{}, Want{}, Settings{}, now)
+	if got := none.Refusal(); got != "no node fits: there is no node" || none.Exhausted() {
+		t.Errorf("%s, exhausted: %v", got, none.Exhausted())
 	}
 }
 
@@ -329,6 +344,9 @@ func TestFits(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, Fits(n, w, s, now)); diff != "" {
 		t.Error(diff)
+	}
+	if got := Fits(n, Want{Only: []string{}}, Settings{}, now); len(got) != 1 || got[0].Text != "is ruled out by the request" {
+		t.Errorf("%v, though no node is allowed", got)
 	}
 	n.CPUs, n.Reserved.VMs = 80, 0
 	if got := Fits(n, Want{CPUs: 65}, s, now); got != nil {

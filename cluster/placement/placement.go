@@ -148,11 +148,11 @@ type Match struct {
 
 // Term selects VMs.
 type Term struct {
-	Key      string // "tag", "pool", "name", or k for tags "k=v"; PVE keeps those as "k-v"
-	Operator string // In, NotIn, Exists, DoesNotExist
-	Values   []string
-	Hard     bool // a filter; otherwise a preference
-	Zone     bool // holds per zone instead of per node
+	Key      string   // "tag", "pool", "name", or k for tags "k=v"; PVE keeps those as "k-v"
+	Operator string   // In, NotIn, Exists, DoesNotExist
+	Values   []string // for "name" patterns as of path.Match
+	Hard     bool     // a filter; otherwise a preference
+	Zone     bool     // holds per zone instead of per node
 }
 
 // The filters, as Reason.Filter names them.
