@@ -82,6 +82,8 @@ var (
 	hostName  = matching(hostPattern, "a host name or an address")
 	storageID = matching(storagePattern, "the id of a PVE storage")
 	userName  = matching(userPattern, "name@realm")
+	// nodeOrGroup is what a node-selector names. Which of both it is can be told only when all settings are known.
+	nodeOrGroup = matching(tableName, "the name of a node or of a group")
 )
 
 func tokenID(s string) error {

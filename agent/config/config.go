@@ -59,8 +59,8 @@ type Config struct {
 	// StorageClasses say where disks of a type go ("storage") and with which
 	// drive options, by the type's name.
 	StorageClasses Classes
-	// NodeSelector names the nodes for new VMs: preferred ones, or the only ones
-	// if Placement.SelectorRequired. Empty: all.
+	// NodeSelector names the nodes, or groups of them, for new VMs: preferred
+	// ones, or the only ones if Placement.SelectorRequired. Empty: all.
 	NodeSelector []string
 	// Placement says on which node a new VM is made.
 	Placement Placement

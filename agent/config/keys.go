@@ -267,8 +267,8 @@ var keys = []*key{
 	},
 	{
 		name: "node-selector", env: "PVE_NODE_SELECTOR", cluster: true, unset: "all",
-		field: func(c *Config) any { return &c.NodeSelector }, check: of(each(nodeName)),
-		doc: "Nodes for new VMs: preferred, or the only ones (`placement.node-selector`).",
+		field: func(c *Config) any { return &c.NodeSelector }, check: of(each(nodeOrGroup)),
+		doc: "Nodes, or groups of `placement.groups`, for new VMs: preferred, or the only ones (`placement.node-selector`).",
 	},
 	{
 		name: "placement.scorer", def: "crs", cluster: true,

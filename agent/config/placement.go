@@ -150,6 +150,9 @@ func zoneLists(t Lists) error {
 // checkPlacement looks at what policies say of other settings.
 func (l *loader) checkPlacement() {
 	p := &l.c.Placement
+	if err := p.selectable(l.c.NodeSelector); err != nil {
+		l.wrong("node-selector", "%w", err)
+	}
 	for _, policy := range p.Policies {
 		if err := policy.fits(p); err != nil {
 			l.wrong("placement.policies", "%s.%w", policy.Name, err)
@@ -157,12 +160,20 @@ func (l *loader) checkPlacement() {
 	}
 }
 
+// selectable says which of the names of a node-selector cannot be one.
+func (p *Placement) selectable(names []string) error {
+	for _, name := range names {
+		if _, group := p.Groups[name]; !group && nodeName(name) != nil {
+			return fmt.Errorf("%q is neither in placement.groups nor the name of a node", name)
+		}
+	}
+	return nil
+}
+
 // fits says what of a policy goes together with no other setting.
 func (p *Policy) fits(all *Placement) error {
-	for _, name := range p.NodeSelector {
-		if _, group := all.Groups[name]; !group && nodeName(name) != nil {
-			return fmt.Errorf("node-selector: %q is neither in placement.groups nor the name of a node", name)
-		}
+	if err := all.selectable(p.NodeSelector); err != nil {
+		return fmt.Errorf("node-selector: %w", err)
 	}
 	if len(all.Zones) > 0 {
 		return nil

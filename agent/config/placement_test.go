@@ -13,7 +13,7 @@ placement:
   memory-overcommit: 2
   memory-reserve: 1.5Gi
   node-selector: required
-  groups: {fast: [pve1, pve2], none: []}
+  groups: {fast: [pve1, pve2], no_ne: []}
   zones:
     room-a: [pve1]
     room-b: [pve2, pve3]
@@ -39,13 +39,13 @@ placement:
 func TestPlacement(t *testing.T) {
 	s := newSite(t)
 	s.write("pve/pve-rigaud.yaml", placing, 0o640) // all of it belongs to the cluster
-	got, err := s.load(working, nil)
+	got, err := s.load(working+"node-selector: [pve1, no_ne]\n", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Placement{
 		Scorer: "spread", MemoryOvercommit: 2, MemoryReserve: 3 << 29, SelectorRequired: true,
-		Groups:        Lists{"fast": {"pve1", "pve2"}, "none": nil},
+		Groups:        Lists{"fast": {"pve1", "pve2"}, "no_ne": nil},
 		Zones:         Lists{"room-a": {"pve1"}, "room-b": {"pve2", "pve3"}},
 		ImageReplicas: AllNodes,
 		Policies: Policies{

@@ -203,7 +203,7 @@ func (r *policyReader) policy(n *yaml.Node, p *Policy) {
 				"pools": r.list(&p.Match.Pools, printing),
 			})
 		},
-		"node-selector":    r.list(&p.NodeSelector, matching(tableName, "the name of a node or of a group")),
+		"node-selector":    r.list(&p.NodeSelector, nodeOrGroup),
 		"required":         r.scalar(&p.Required, nil),
 		"affinity":         r.terms(&p.Affinity),
 		"anti-affinity":    r.terms(&p.AntiAffinity),
