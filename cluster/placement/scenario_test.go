@@ -45,6 +45,41 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+// What docs/placement.md shows is what is printed.
+func TestDocsShowWhatIsPrinted(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var printed strings.Builder
+	for _, file := range append(files, "place_test.go") {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed.Write(b)
+	}
+	page, err := os.ReadFile("../../docs/placement.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for i, block := range strings.Split(string(page), "```") {
+		if i%2 == 0 || !strings.HasPrefix(block, "\n") {
+			continue // prose, or YAML
+		}
+		for line := range strings.Lines(strings.TrimSpace(block)) {
+			shown++
+			if !strings.Contains(printed.String(), strings.TrimSpace(line)) {
+				t.Errorf("docs/placement.md shows what no scenario prints: %s", line)
+			}
+		}
+	}
+	if shown < 10 {
+		t.Errorf("only %d lines are compared", shown)
+	}
+}
+
 // playFile returns the file with what its cases come to now.
 func playFile(t *testing.T, file string) string {
 	cases := strings.Split(file, "\n=== ")
