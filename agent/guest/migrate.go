@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
@@ -204,8 +206,25 @@ func (m *move) explain(err error) error {
 	case fault.Of(err) != fault.Internal:
 		return err
 	}
+	if task, ok := errors.AsType[*pve.TaskError](err); ok {
+		if why := complaint(task.Log); why != "" {
+			return explain(fmt.Sprintf("%s: %s", m.act(), why), err)
+		}
+	}
 	return explain(m.act(), err)
 }
+
+// complaint is what the log of a failed migration says of the reason: its end says only that there was one.
+func complaint(log []string) string {
+	for _, line := range log {
+		if _, why, ok := strings.Cut(line, "ERROR: "); ok {
+			return strings.TrimSpace(migrationNoise.ReplaceAllString(why, ""))
+		}
+	}
+	return ""
+}
+
+var migrationNoise = regexp.MustCompile(`^migration aborted \(duration [0-9:]+\): `)
 
 // look finds the VM, if it should have gone until it has.
 func (m *move) look(ctx context.Context, gone bool) (vm *pmxcfs.VM, err error) {

@@ -24,6 +24,7 @@ func (s *Service) Members(context.Context, *nodepb.MembersRequest) (*nodepb.Memb
 	}
 	all.addPeers(s.cfg.Peers(), now)
 	all.addLinks(s.cfg.Links(), now)
+	all.addCordons(s.cfg.Cordoned)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		resp.Members = append(resp.Members, all[name])
 	}
@@ -57,6 +58,19 @@ func (n nodes) addPeers(peers []cluster.Peer, now time.Time) {
 			m.Agent.SinceMs = age(now, p.Since)
 		}
 		m.Capacity = capacity(p.State, now)
+	}
+}
+
+// addCordons adds what gossip may not tell: a node that is down can be cordoned too.
+func (n nodes) addCordons(of func(node string) (cordoned, draining bool)) {
+	if of == nil {
+		return
+	}
+	for name, m := range n {
+		if c := m.GetCapacity(); c != nil {
+			cordoned, draining := of(name)
+			c.Cordoned, c.Draining = cordoned, draining || c.GetDraining()
+		}
 	}
 }
 

@@ -35,6 +35,9 @@ type Config struct {
 	Peers func() []cluster.Peer // the agents that gossip has seen, ourselves too; nil: there is no gossip
 	Links func() []forward.Link // to the nodes that were ever called; nil: there are none
 	Now   func() time.Time      // default time.Now
+	// Cordoned tells which nodes take no new VMs, and which are being drained, also of nodes whose agents say nothing
+	// more; nil: what gossip last told is all there is.
+	Cordoned func(node string) (cordoned, draining bool)
 	// Maintenance cordons, drains and restores; nil: nobody does.
 	Maintenance Maintenance
 	// Images tells of all images, or the one of a name, and asks the other nodes' agents too unless alone is set; nil: none

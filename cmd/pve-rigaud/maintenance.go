@@ -314,6 +314,9 @@ func ending(resp *nodepb.DrainResponse) string {
 func planTable(resp *nodepb.DrainResponse) *table {
 	t := newTable("VM", "NAME", "GIB", "FROM", "TO", "NOTE")
 	t.remark("note", resp.GetMessage())
+	if len(resp.GetMoves()) == 0 {
+		t.remark("note", "there is no VM to move")
+	}
 	for _, m := range resp.GetMoves() {
 		var notes []string
 		if m.GetHa() {

@@ -108,7 +108,7 @@ func (c *Cluster) haMigrate(m *migration) {
 	if c.pause(c.ctx, c.cfg.HADelay); c.ctx.Err() != nil {
 		return
 	}
-	m.online = c.machines.on(m.from.Name, m.vmid) != nil
+	m.online, m.localDisks = c.machines.on(m.from.Name, m.vmid) != nil, true // as PVE::HA::Resources::PVEVM asks for it
 	c.fork(m.from.Name, "qmigrate", itoa(m.vmid), rootPrincipal, c.migrateWork(m))
 }
 
@@ -163,6 +163,9 @@ func (c *Cluster) runMigration(ctx context.Context, m *migration, t *Task) error
 	if err := c.mayMigrate(m); err != nil {
 		return err
 	}
+	if devices := localDevices(m.conf.Main); len(devices) > 0 {
+		return dief("can't migrate VM which uses local devices: %s", strings.Join(devices, ", "))
+	}
 	if err := c.findLocal(m); err != nil {
 		return err
 	}
@@ -172,8 +175,51 @@ func (c *Cluster) runMigration(ctx context.Context, m *migration, t *Task) error
 	return c.migrateOnline(ctx, m, t)
 }
 
+// localDevices are the options that PVE's check_local_resources objects to.
+func localDevices(conf vmconf.Section) []string {
+	var out []string
+	for _, key := range sortedKeys(conf) {
+		kind := strings.TrimRight(key, "0123456789")
+		switch {
+		case kind == key && key != "ivshmem", kind == "serial" && conf[key] == "socket", kind == "usb" && strings.HasPrefix(conf[key], "spice"):
+		case key == "ivshmem", kind == "usb", kind == "hostpci", kind == "serial", kind == "parallel":
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// boundDrives complains of drives that cannot be carried over at all.
+func (c *Cluster) boundDrives(m *migration) error {
+	for _, d := range m.conf.Main.Drives() {
+		if d.File == "cdrom" {
+			return dief("Problem found while scanning volumes - can't migrate VM - check log")
+		}
+		if d.Storage() == "" || !d.CDROM() || strings.Contains(d.File, "cloudinit") {
+			continue
+		}
+		if s, err := c.pool.get(d.Storage()); err == nil && !s.Shared { // local cdrom image
+			return dief("Problem found while scanning volumes - can't migrate VM - check log")
+		}
+	}
+	if m.machine == nil {
+		return nil
+	}
+	for _, snap := range m.conf.Snapshots {
+		for _, d := range snap.Drives() {
+			if s, err := c.pool.get(d.Storage()); err == nil && !s.Shared && !d.CDROM() {
+				return dief("Problem found while scanning volumes - can't migrate VM - check log")
+			}
+		}
+	}
+	return nil
+}
+
 // findLocal finds the volumes that have to be carried over.
 func (c *Cluster) findLocal(m *migration) error {
+	if err := c.boundDrives(m); err != nil {
+		return err
+	}
 	m.volumes = map[string]string{}
 	for _, volid := range ownVolumes(m.conf, m.vmid) {
 		v, err := parseVolume(volid)
@@ -205,7 +251,11 @@ func (c *Cluster) findLocal(m *migration) error {
 }
 
 func (c *Cluster) migrateOffline(ctx context.Context, m *migration, t *Task) error {
-	if err := c.slowPoint(ctx, t); err != nil {
+	err := c.slowPoint(ctx, t)
+	if err == nil {
+		err = c.stillThere(m)
+	}
+	if err != nil {
 		return err
 	}
 	if err := m.copyVolumes(t); err != nil {
@@ -226,11 +276,17 @@ func (c *Cluster) migrateOnline(ctx context.Context, m *migration, t *Task) erro
 	delete(m.conf.Main, "lock")
 	err := c.slowPoint(ctx, t)
 	if err == nil {
+		err = c.stillThere(m)
+	}
+	if err == nil {
 		err = m.copyVolumes(t)
 	}
 	if err == nil {
 		t.logf("starting VM %d on remote node '%s'", m.vmid, m.to.Name)
 		m.next, err = c.launch(ctx, m.to, m.vmid, m.conf.Main)
+	}
+	if err == nil {
+		err = c.stillThere(m)
 	}
 	if err == nil {
 		err = c.handOver(ctx, m)
@@ -242,6 +298,14 @@ func (c *Cluster) migrateOnline(ctx context.Context, m *migration, t *Task) erro
 		t.warnf("stopping vm failed - %s", err)
 	}
 	return errors.Join(c.saveConf(m.to, m.vmid, m.conf), m.removeVolumes(false))
+}
+
+// stillThere fails once the target has died: the VM goes on where it is.
+func (c *Cluster) stillThere(m *migration) error {
+	if m.to.alive().Err() != nil || !c.ring.linked(m.from.Name, m.to.Name) {
+		return dief("online migrate failure - unable to reach the target node '%s'", m.to.Name)
+	}
+	return nil
 }
 
 // backOut undoes what an online migration did so far; a node without power
