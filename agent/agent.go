@@ -12,12 +12,10 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/proto"
-
 	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/cordon"
+	"github.com/pve-rigaud/pve-rigaud/agent/drain"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/hotplug"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
@@ -26,13 +24,17 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
+	"github.com/pve-rigaud/pve-rigaud/agent/peer"
 	"github.com/pve-rigaud/pve-rigaud/agent/plan"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/scheduler"
 	"github.com/pve-rigaud/pve-rigaud/agent/snippet"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 	"github.com/pve-rigaud/pve-rigaud/qmp"
+	"golang.org/x/sync/errgroup"
 )
 
 // Task is a long-running part of the agent.
@@ -110,55 +112,66 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 	engine := ops.New(ops.Config{Journal: a.journal, Log: log, Hook: o.hook})
 	a.monitor = health.New(health.Config{PVE: a.api, Watcher: watcher, Log: log})
 	ours := record.Config{Dir: filepath.Join(cfg.Paths.PMXCFS, "priv", "pve-rigaud"), Now: o.now}
-	records := record.New(ours)
+	records, ids, vmids := record.New(ours), record.NewIDs(ours), record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max}
 	cordons := cordon.New(cordon.Config{Dir: ours.Dir, Interval: cfg.Watch, Now: o.now, Log: log})
+	var schedule *scheduler.Scheduler // below: it asks the capacity, and others
 	a.capacity = capacity.New(capacity.Config{
 		Node: cfg.Node, ProcDir: cfg.Paths.Proc, SysDir: cfg.Paths.Sys, World: watcher.World, Running: tracker.Running, API: a.api, Log: log,
+		Making:   func() []capacity.Making { return schedule.Making() },
 		Cordoned: func() bool { _, is := cordons.Of(cfg.Node); return is },
 		Draining: func() bool { return draining(cordons, cfg.Node) || a.monitor.Draining() },
 	})
-	talk := a.newGossip(watcher, o)
-	var others *fleet // below: it asks guests
+	others := a.newFleet(watcher, holder, o)
+	schedule = a.newScheduler(others, cordons, o)
 	snippets := snippet.New(snippet.Config{
-		Node: cfg.Node, Watcher: watcher, Records: records, Storage: cfg.SnippetsStorage, Heard: talk.Changed, Now: o.now, Log: log,
-		Call: func(ctx context.Context, node, method string, req, resp proto.Message) error {
-			return others.forward.Call(ctx, node, method, req, resp)
-		},
+		Node: cfg.Node, Watcher: watcher, Records: records, Storage: cfg.SnippetsStorage, Heard: others.gossip.Changed, Call: others.call, Now: o.now, Log: log,
 	})
-	ids, vmids := record.NewIDs(ours), record.Range{Min: cfg.VMIDRange.Min, Max: cfg.VMIDRange.Max}
 	images := image.New(image.Config{
-		Node: cfg.Node, Tree: tree, Watcher: watcher, Records: record.NewImages(ours), PVE: a.api, Ops: engine, IDs: ids, VMIDs: vmids, Log: log,
-		Replicas: cfg.Placement.ImageReplicas, Devices: o.devices, Now: o.now, Every: o.replicas,
-		Cordoned: func(node string) string {
-			if c, is := cordons.Of(node); is {
-				return c.Why()
-			}
-			return ""
-		},
-		Call: func(ctx context.Context, node, method string, req, resp proto.Message) error {
-			return others.forward.Call(ctx, node, method, req, resp)
-		},
+		Node: cfg.Node, Tree: tree, Watcher: watcher, Records: record.NewImages(ours), PVE: a.api, Ops: engine, IDs: ids, VMIDs: vmids,
+		Replicas: cfg.Placement.ImageReplicas, Devices: o.devices, Every: o.replicas,
+		Cordoned: func(node string) string { return why(cordons, node) }, Call: others.call, Now: o.now, Log: log,
 	})
 	guests := guest.New(guest.Config{
 		Node: cfg.Node, Tree: tree, Watcher: watcher, Status: tracker, PVE: a.api, Plugger: plugger,
-		Records: records, IDs: ids, VMIDs: vmids, Ops: engine, Now: o.now, Log: log, Images: images,
+		Records: records, IDs: ids, VMIDs: vmids, Ops: engine, Images: images, Admission: schedule, Snippets: snippets, Now: o.now, Log: log,
 		CPUs: a.monitor.CPUs, MHz: o.mhz, ResolvConf: o.resolv, Policy: a.policy,
-		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, Snippets: snippets, TaskTimeout: cfg.Tasks.Timeout,
+		LockDir: cfg.Paths.Lock, DeleteForeign: cfg.DeleteForeign, ConsoleURL: cfg.ConsoleURL, TaskTimeout: cfg.Tasks.Timeout,
 	})
-	others = a.newFleet(o, holder, watcher, records, guests, talk)
+	places := placer{node: cfg.Node, guests: guests, scheduler: schedule}
+	others.connect(a.network, records, places, log)
 	service := provider.New(provider.Config{
 		Guests: guests, Images: images, Health: a.monitor, Fleet: others, DiskTypes: a.policy.DiskTypes(), Client: clientIdentity, SyncWait: cfg.SyncWait, SyncWaitsPerClient: cfg.SyncWaitsPerClient, Log: log,
 	})
+	drainer := drain.New(drain.Config{
+		Node: cfg.Node, Watcher: watcher, Cordons: cordons, Scheduler: schedule, Guests: guests, Ops: engine, Running: tracker.Running, Immovable: guest.Immovable,
+		Client: clientIdentity, Call: others.call, Passed: passed, Now: o.now, Log: log,
+	})
+	peers := &peer.Service{Snippets: snippet.NewService(snippets, others.peer), Admission: schedule, Volumes: images, Moves: drainer, Status: provider.Status}
+	nodes := others.newNodeService(records, tracker, images, places, drainer)
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
-	a.rooms = []Task{watcher, cordons, tracker, a.monitor, engine, guests, images, snippets, a.capacity, talk, others.forward}
+	a.rooms = []Task{watcher, cordons, tracker, a.monitor, schedule, engine, guests, images, snippets, a.capacity, others.gossip, others.forward}
 	a.servers = []Task{
-		newGRPCServer(a.grpc, holder, service, &peerService{Service: snippet.NewService(snippets, others.peer), images: images, caller: others.peer}, cordons, others, reg, log),
+		newGRPCServer(a.grpc, holder, services{provider: service, peer: peers, node: nodes}, cordons, others, reg, log),
 		newHTTPServer(a.http, reg, a.monitor, func() bool { return draining(cordons, cfg.Node) }, a.ready, log),
 	}
 	if cfg.Socket != "" {
-		a.servers = append(a.servers, others.newNodeServer(cfg.Socket, records, tracker, images, log))
+		a.servers = append(a.servers, newNodeServer(cfg.Socket, nodes, log))
 	}
+}
+
+// passed reports whether another agent has passed a call on.
+func passed(ctx context.Context) bool {
+	_, ok := forward.Forwarded(ctx)
+	return ok
+}
+
+// why says why a node takes no new VMs, "" if it does, as far as is known.
+func why(cordons *cordon.Store, node string) string {
+	if c, is := cordons.Of(node); is {
+		return c.Why()
+	}
+	return ""
 }
 
 func newClient(cfg config.Config, log *slog.Logger, network Network, observe func(method, path string, status int, d time.Duration)) (*pve.Client, error) {

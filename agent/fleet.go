@@ -16,12 +16,11 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
 	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
-	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/image"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
 	"github.com/pve-rigaud/pve-rigaud/agent/node"
-	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
+	"github.com/pve-rigaud/pve-rigaud/agent/peer"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
@@ -59,21 +58,24 @@ type fleet struct {
 	forward *forward.Forwarder
 }
 
-// newFleet wires what sends requests to other nodes.
-func (a *Agent) newFleet(o options, holder *mtls.Holder, watcher *pmxcfs.Watcher, records *record.Store, guests *guest.Guests, talk *gossip.Gossip) *fleet {
+// newFleet wires what is heard of other agents. Requests go to them after connect.
+func (a *Agent) newFleet(watcher *pmxcfs.Watcher, holder *mtls.Holder, o options) *fleet {
 	self := cluster.Member{Name: a.cfg.Node, Version: o.version, Protocol: o.protocol}
-	f := &fleet{self: self, watcher: watcher, holder: holder, gossip: talk}
+	return &fleet{self: self, watcher: watcher, holder: holder, gossip: a.newGossip(watcher, o)}
+}
+
+// connect wires what sends requests to other nodes.
+func (f *fleet) connect(network Network, records *record.Store, places placer, log *slog.Logger) {
 	f.forward = forward.New(forward.Config{
-		Node: a.cfg.Node, Services: []string{providerpb.Provider_ServiceDesc.ServiceName},
+		Node: f.self.Name, Services: []string{providerpb.Provider_ServiceDesc.ServiceName},
 		Router: route.New(route.Config{
-			Node: a.cfg.Node, Watcher: watcher, Records: records, Client: clientIdentity, Source: guests.SourceNode,
-			Quorate: talk.Quorate, Stranger: talk.Stranger, Status: provider.Status,
+			Node: f.self.Name, Watcher: f.watcher, Records: records, Client: clientIdentity, Place: places.place, Placed: places.scheduler.Answered,
+			Quorate: f.gossip.Quorate, Stranger: f.gossip.Stranger, Status: provider.Status,
 		}),
-		Address: talk.Address, Credentials: f.credentials, Peer: f.peer, Client: callerIdentity,
-		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return a.network.Dial(ctx, "tcp", addr) },
-		Log:  a.log,
+		Address: f.gossip.Address, Credentials: f.credentials, Peer: f.peer, Client: callerIdentity,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return network.Dial(ctx, "tcp", addr) },
+		Log:  log,
 	})
-	return f
 }
 
 // clusterName is the name of the cluster, "" while it is not known.
@@ -112,8 +114,7 @@ func (f *fleet) peer(ctx context.Context) (string, bool) {
 // of no cluster while pmxcfs restarts. Taken for an ordinary client's, its request would be made in that agent's own name,
 // and make a second VM of a name that is taken. The service for agents refuses strangers by itself.
 func (f *fleet) knownAgents(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	forAgents := strings.HasPrefix(info.FullMethod, "/"+peerpb.Peer_ServiceDesc.ServiceName+"/")
-	if node, forwarded := forward.Claimed(ctx); forwarded && !forAgents && mtls.IsAgent(ctx) {
+	if node, forwarded := forward.Claimed(ctx); forwarded && !peer.Private(info.FullMethod) && mtls.IsAgent(ctx) {
 		if _, known := f.peer(ctx); !known {
 			return nil, grpcstatus.Errorf(codes.FailedPrecondition, "%s: node %s cannot tell now whether the agent that forwards it for node %s is one of its cluster (no such node in .members)",
 				info.FullMethod, f.self.Name, node)
@@ -148,11 +149,11 @@ func (f *fleet) ListVMs(ctx context.Context, node string) (*providerpb.ListVMsRe
 // Asked reports whether another agent asks for this node's part of the list.
 func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
 
-// newNodeServer wires what commands of this node ask. They are shown what is known, however old.
-func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *status.Tracker, images *image.Images, log *slog.Logger) *node.Server {
-	options := []grpc.ServerOption{grpc.ChainUnaryInterceptor(recoverPanics(log))}
-	return node.NewServer(node.ServerConfig{Socket: socket, Options: options, Log: log, Service: node.New(node.Config{
+// newNodeService wires what commands ask. They are shown what is known, however old.
+func (f *fleet) newNodeService(records *record.Store, tracker *status.Tracker, images *image.Images, places placer, drainer node.Maintenance) *node.Service {
+	return node.New(node.Config{
 		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links, Images: images.Overview,
+		Scheduler: places, Maintenance: drainer,
 		Power: func(ctx context.Context, vm *pmxcfs.VM) string {
 			st, err := tracker.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock()})
 			if err != nil {
@@ -160,7 +161,13 @@ func (f *fleet) newNodeServer(socket string, records *record.Store, tracker *sta
 			}
 			return strings.ToLower(string(st.Power))
 		},
-	})})
+	})
+}
+
+// newNodeServer serves the node service to commands.
+func newNodeServer(socket string, service *node.Service, log *slog.Logger) *node.Server {
+	options := []grpc.ServerOption{grpc.ChainUnaryInterceptor(recoverPanics(log))}
+	return node.NewServer(node.ServerConfig{Socket: socket, Options: options, Log: log, Service: service})
 }
 
 // newGossip wires what this node tells the others and hears of them.

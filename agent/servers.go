@@ -24,6 +24,8 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/health"
 	"github.com/pve-rigaud/pve-rigaud/agent/metrics"
 	"github.com/pve-rigaud/pve-rigaud/agent/mtls"
+	"github.com/pve-rigaud/pve-rigaud/agent/nodepb"
+	"github.com/pve-rigaud/pve-rigaud/agent/peer"
 	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 )
@@ -35,12 +37,18 @@ const drainTime = 10 * time.Second
 // streamWorkers is how many calls are handled by goroutines that are kept; more at once have one of their own.
 const streamWorkers = 16
 
-// grpcServer serves provider.v1.Provider, rigaud.v1.Peer for other agents, and grpc.health.v1.Health.
+// services are what is served to others: the provider to clients, and the two that only agents of the cluster may ask.
+type services struct {
+	provider providerpb.ProviderServer
+	peer     peerpb.PeerServer
+	node     nodepb.NodeServer
+}
+
+// grpcServer serves services and grpc.health.v1.Health.
 type grpcServer struct {
 	listener net.Listener
 	options  []grpc.ServerOption
-	service  providerpb.ProviderServer
-	peer     peerpb.PeerServer
+	services services
 	metrics  *metrics.Registry
 	health   *grpchealth.Server
 	cordons  *cordon.Store
@@ -48,12 +56,12 @@ type grpcServer struct {
 	ready    chan struct{}
 }
 
-func newGRPCServer(l net.Listener, holder *mtls.Holder, p providerpb.ProviderServer, peer peerpb.PeerServer, cordons *cordon.Store, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
+func newGRPCServer(l net.Listener, holder *mtls.Holder, what services, cordons *cordon.Store, others *fleet, reg *metrics.Registry, log *slog.Logger) *grpcServer {
 	s := &grpcServer{
-		listener: l, service: p, peer: peer, metrics: reg, health: grpchealth.NewServer(), cordons: cordons, node: others.self.Name, ready: make(chan struct{}),
+		listener: l, services: what, metrics: reg, health: grpchealth.NewServer(), cordons: cordons, node: others.self.Name, ready: make(chan struct{}),
 	}
 	s.options = []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, others.forward.Unary()),
+		grpc.ChainUnaryInterceptor(reg.UnaryInterceptor(), recoverPanics(log), others.knownAgents, peer.Guard(others.peer), others.forward.Unary()),
 		// Goroutines that are used again keep their stacks, which would else grow anew with each call.
 		grpc.NumStreamWorkers(streamWorkers),
 		// Fixed windows: gRPC would send a ping with each call to find the best ones, and no answer here is large.
@@ -80,8 +88,9 @@ func (s *grpcServer) Ready() <-chan struct{} { return s.ready }
 // Run serves until ctx ends, then lets requests under way end for drainTime.
 func (s *grpcServer) Run(ctx context.Context) error {
 	server := grpc.NewServer(s.options...) // which starts its workers
-	providerpb.RegisterProviderServer(server, s.service)
-	peerpb.RegisterPeerServer(server, s.peer)
+	providerpb.RegisterProviderServer(server, s.services.provider)
+	peerpb.RegisterPeerServer(server, s.services.peer)
+	nodepb.RegisterNodeServer(server, s.services.node)
 	grpc_health_v1.RegisterHealthServer(server, s.health)
 	s.metrics.Initialize(server)
 	failed := make(chan error, 1)

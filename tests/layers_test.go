@@ -28,9 +28,8 @@ type room struct {
 // rooms are all packages there are. Who adds one says here what it stands on.
 var rooms = map[string]room{
 	"agent": {
-		imports: "agent/capacity agent/config agent/cordon agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/image agent/metrics agent/mtls agent/node " +
-			"agent/ops agent/peerpb agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/snippet agent/spec " +
-			"cluster cluster/forward cluster/view qmp qmp/qga",
+		imports: "agent/capacity agent/config agent/cordon agent/drain agent/fault agent/gossip agent/guest agent/guest/hotplug agent/guest/status agent/health agent/image agent/metrics agent/mtls agent/node agent/nodepb agent/ops agent/peer " +
+			"agent/peerpb agent/plan agent/pmxcfs agent/provider agent/providerpb agent/pve agent/record agent/route agent/scheduler agent/snippet agent/spec cluster cluster/forward cluster/placement cluster/view qmp qmp/qga",
 	},
 	"agent/capacity": {imports: "agent/pmxcfs agent/pve cluster/view"},
 	"agent/config":   {},
@@ -57,17 +56,23 @@ var rooms = map[string]room{
 	"agent/nodepb":     {},
 	"agent/peerpb":     {},
 	"agent/snippet":    {imports: "agent/fault agent/peerpb agent/pmxcfs agent/record cluster/forward"},
-	"agent/node":       {imports: "agent/guest/snapname agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
+	"agent/peer":       {imports: "agent/nodepb agent/peerpb"},
+	"agent/task":       {imports: "agent/fault agent/ops agent/pve"},
+	"agent/scheduler": {
+		imports: "agent/capacity agent/fault agent/guest agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/record cluster cluster/forward cluster/placement cluster/view",
+	},
+	"agent/node": {imports: "agent/guest/snapname agent/nodepb agent/pmxcfs agent/record cluster cluster/forward cluster/view"},
 	"agent/guest/status": {
 		imports: "agent/fault agent/pmxcfs agent/record qmp qmp/qga",
 	},
 	"agent/guest/snapname": {pure: true},
 	"agent/guest/hotplug":  {imports: "agent/pmxcfs qmp"},
 	"agent/guest": {
-		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/ops agent/plan agent/pmxcfs agent/pve agent/record agent/snippet agent/spec qmp qmp/qga",
+		imports: "agent/cloudinit agent/fault agent/guest/hotplug agent/guest/snapname agent/guest/status agent/image agent/ops agent/plan " +
+			"agent/pmxcfs agent/pve agent/record agent/snippet agent/spec agent/task cluster/placement qmp qmp/qga",
 	},
 	"agent/image": {
-		imports: "agent/fault agent/guest agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/pve agent/record agent/spec cluster/forward cluster/placement",
+		imports: "agent/fault agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/pve agent/record agent/spec agent/task cluster/forward cluster/placement",
 		tests:   "agent/config cluster/placement",
 	},
 	"agent/provider": {

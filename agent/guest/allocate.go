@@ -19,7 +19,7 @@ func (m *making) allocate(ctx context.Context, s *ops.StepRun) error {
 		return nil
 	}
 	again := func(err error) bool { return passing(err) || pve.KindOf(err) == pve.KindDigest }
-	err := ops.Retry(ctx, again, m.pveTask(s, nil, m.held(m.allocateCall)).attempt)
+	err := ops.Retry(ctx, again, m.pveTask(s, nil, m.held(m.allocateCall)).Attempt)
 	if fault.Is(err, fault.Aborted) {
 		return fault.New(fault.Aborted, "%s: %w", m.act(fmt.Sprintf("make disks of VM %d", m.vmid())), err)
 	}

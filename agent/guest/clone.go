@@ -9,12 +9,14 @@ import (
 )
 
 // Clone copies the VM with an id under a new name, or joins the copying, or returns the copy that an equal request has
-// made. It returns as soon as the copy's id is final.
-func (g *Guests) Clone(ctx context.Context, owner string, source record.ID, wish spec.Clone) (Created, error) {
+// made. It returns as soon as the copy's id is final. The copy goes to the node target; "": it stays on this one.
+func (g *Guests) Clone(ctx context.Context, owner string, source record.ID, wish spec.Clone, target string) (Created, error) {
 	if err := cloneable(wish); err != nil {
 		return Created{}, err
 	}
-	return g.making(ctx, cloneRequest(owner, source, wish))
+	r := cloneRequest(owner, source, wish)
+	r.target = target
+	return g.making(ctx, r)
 }
 
 // cloneable refuses what a copy cannot be told: PVE has cloud-init and nothing else. An error ends the manager's VMClone,
@@ -33,9 +35,6 @@ func cloneable(c spec.Clone) error {
 		if f.set {
 			return fault.New(fault.Invalid, "clone %s: customize_json: %s: cannot be carried out: %s", c.Name, f.field, f.cause)
 		}
-	}
-	if c.Placement != "" {
-		return fault.New(fault.Precondition, "clone %s: placement_json: name: no placement policy %q is configured", c.Name, c.Placement)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func (m *making) begin(ctx context.Context, s *ops.StepRun) error {
 			return m.findOwnClone(ctx, began)
 		},
 		m.held(m.beginCall))
-	err := ops.Retry(ctx, m.worthWaiting, t.attempt)
+	err := ops.Retry(ctx, m.worthWaiting, t.Attempt)
 	if pve.KindOf(err) == pve.KindExists {
 		err = m.joinClone(ctx, s, began, err)
 	}
@@ -64,12 +64,12 @@ func (m *making) beginText() string {
 	if m.order.New != nil {
 		return fmt.Sprintf("make VM %d", m.vmid())
 	}
-	return fmt.Sprintf("clone VM %d to VM %d", m.order.Source, m.vmid())
+	return fmt.Sprintf("clone VM %d to VM %d", m.source(), m.vmid())
 }
 
 func (m *making) beginCall(ctx context.Context) (pve.UPID, error) {
 	if m.order.New == nil {
-		return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.order.Source, pve.CloneParams{
+		return m.cfg.PVE.Clone(ctx, m.cfg.Node, m.source(), pve.CloneParams{
 			NewID: m.vmid(), Name: m.order.Name, Full: !m.order.VM.Linked, Storage: m.order.VM.Storage, Pool: m.order.VM.Pool,
 		})
 	}
@@ -169,7 +169,7 @@ func (m *making) findTask(ctx context.Context, began time.Time) (pve.UPID, bool,
 	if m.order.New != nil {
 		return m.findNew(ctx, m.vmid(), began)
 	}
-	return m.findClone(ctx, m.order.Source, m.vmid(), began)
+	return m.findClone(ctx, m.source(), m.vmid(), began)
 }
 
 // findOwnClone looks for what a clone whose answer was lost has done. Before version 9.2, PVE does not say in a clone's

@@ -26,9 +26,12 @@ type Created struct {
 }
 
 // Create makes the VM that owner wishes, or joins the making of it, or returns the VM that an earlier request of
-// owner with that name made. It returns as soon as the id is final, which is before PVE is asked for anything.
-func (g *Guests) Create(ctx context.Context, owner string, wish spec.Create) (Created, error) {
-	return g.making(ctx, createRequest(owner, wish))
+// owner with that name made. It returns as soon as the id is final, which is before PVE is asked for anything. The VM
+// goes to the node target; "": it stays on this one.
+func (g *Guests) Create(ctx context.Context, owner string, wish spec.Create, target string) (Created, error) {
+	r := createRequest(owner, wish)
+	r.target = target
+	return g.making(ctx, r)
 }
 
 // making makes the VM that a request asks for.
@@ -55,15 +58,8 @@ func (g *Guests) makeOnce(ctx context.Context, r request) (Created, error) {
 		if id, err := g.made(ctx, r); id != "" || err != nil {
 			return Created{ID: id}, err
 		}
-		order, err := g.order(ctx, r)
-		if err != nil {
-			return Created{}, err
-		}
-		if err := g.mayStart(ctx, r.String(), true); err != nil {
-			return Created{}, err
-		}
-		ask := ops.Ask{Kind: r.kind, Key: r.key(), Subject: ops.Subject{Owner: r.owner, Name: r.name}, Params: order}
-		if h, _, err = g.cfg.Ops.Start(ctx, ask); err != nil {
+		var err error
+		if h, err = g.begin(ctx, r); err != nil {
 			return Created{}, err
 		}
 	}
@@ -81,6 +77,26 @@ func (g *Guests) makeOnce(ctx context.Context, r request) (Created, error) {
 		return Created{}, op.Err()
 	}
 	return Created{ID: op.Subject.ID, Op: h}, nil
+}
+
+// begin starts the making of a VM for which there is room.
+func (g *Guests) begin(ctx context.Context, r request) (*ops.Handle, error) {
+	order, err := g.order(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.mayStart(ctx, r.String(), true); err != nil {
+		return nil, err
+	}
+	if err := g.cfg.Admission.Admit(ctx, order.node(g.cfg.Node), r.key(), order.Want); err != nil {
+		return nil, err
+	}
+	ask := ops.Ask{Kind: r.kind, Key: r.key(), Subject: ops.Subject{Owner: r.owner, Name: r.name}, Params: order}
+	h, _, err := g.cfg.Ops.Start(ctx, ask)
+	if err != nil {
+		g.cfg.Admission.Release(ctx, order.node(g.cfg.Node), r.key())
+	}
+	return h, err
 }
 
 // mayJoin refuses a Clone the making of another VM under its name, as mayAnswer does when that is made.

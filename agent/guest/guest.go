@@ -22,6 +22,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/agent/snippet"
+	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
 )
 
 // Config configures Guests. All rooms are given; nothing is started.
@@ -39,6 +40,9 @@ type Config struct {
 
 	Snippets *snippet.Store // where cloud-init finds its data
 	Images   Images         // what VMs are made from
+
+	// Admission has the last word about whether a VM that is to be made fits its node; nil: all do.
+	Admission Admission
 
 	// CPUs returns the host CPUs of a node, 0 when unknown.
 	CPUs func(node string) int
@@ -58,6 +62,26 @@ type Config struct {
 	TaskTimeout   time.Duration // how long an operation may try before it is undone
 }
 
+// Admission keeps room on nodes for VMs that are being made. A key stands for one VM.
+type Admission interface {
+	// Admit keeps room on a node, this one or another. If there is none the error has reason Moved: another node may do.
+	Admit(ctx context.Context, node, key string, w placement.Want) error
+	// Hold keeps room without a look, for a VM whose making has begun. VMID is 0 as long as it has no number.
+	Hold(key string, vmid int, w placement.Want)
+	// Settle says that the VM is made: it counts until it runs, for some minutes.
+	Settle(key string)
+	// Release gives back the room on a node.
+	Release(ctx context.Context, node, key string)
+}
+
+// roomy is an Admission that refuses nothing.
+type roomy struct{}
+
+func (roomy) Admit(context.Context, string, string, placement.Want) error { return nil }
+func (roomy) Hold(string, int, placement.Want)                            {}
+func (roomy) Settle(string)                                               {}
+func (roomy) Release(context.Context, string, string)                     {}
+
 // Guests are the VMs of this node.
 type Guests struct {
 	cfg     Config
@@ -75,6 +99,9 @@ func New(cfg Config) *Guests {
 	}
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = "/etc/resolv.conf"
+	}
+	if cfg.Admission == nil {
+		cfg.Admission = roomy{}
 	}
 	g := &Guests{cfg: cfg, log: cfg.Log, views: map[int]*view{}}
 	g.volumes = &volumeSizes{seen: map[string]storageContent{}, ask: func(ctx context.Context, storage string) ([]pve.Volume, error) {

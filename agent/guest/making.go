@@ -17,6 +17,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/agent/task"
 )
 
 // The steps of a create operation, in their order.
@@ -28,6 +29,7 @@ const (
 	stepGrow      = "grow"      // the root disk
 	stepDisks     = "disks"     // data disks, EFI and TPM stores
 	stepConfigure = "configure" // size, cloud-init data and, with that, our uuid: a VM that has it is complete
+	stepMove      = "move"      // to the node that it is for, if that is not this one
 	stepReady     = "ready"     // read back, and say so in the record
 	stepUndo      = "undo"      // after a failure: remove everything again
 )
@@ -66,11 +68,19 @@ func (g *Guests) create(ctx context.Context, r *ops.Run) error {
 	if m.memo.Record.Generation = m.memo.Generation; m.memo.Generation > 0 {
 		m.claim = g.cfg.Records.Hold(m.memo.Record)
 	}
+	key := r.Op().Key
+	if m.order.Target == "" { // else that node keeps the room
+		m.cfg.Admission.Hold(key, m.vmid(), m.order.Want)
+	}
 	if m.memo.Failure == nil {
 		err := m.make(ctx)
+		if err == nil {
+			m.cfg.Admission.Settle(key)
+		}
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
+		m.cfg.Admission.Release(ctx, m.order.node(m.cfg.Node), key)
 		m.memo.Failure = &ops.Failure{Reason: fault.Of(err), Message: err.Error()}
 		if err := m.note(); err != nil {
 			return err
@@ -82,22 +92,7 @@ func (g *Guests) create(ctx context.Context, r *ops.Run) error {
 func (m *making) make(ctx context.Context) error {
 	ctx, cancel := budget(ctx, m.run.Op(), m.cfg.TaskTimeout)
 	defer cancel()
-	for _, s := range []struct {
-		name string
-		do   func(context.Context, *ops.StepRun) error
-	}{
-		{stepClaim, m.take},
-		{stepReplica, m.replicate},
-		{stepSnippets, m.writeSnippets},
-		{stepClone, m.begin},
-		{stepGrow, m.grow},
-		{stepDisks, m.allocate},
-		{stepConfigure, m.configure},
-		{stepReady, m.ready},
-	} {
-		if s.name == stepReplica && m.order.Image == "" {
-			continue
-		}
+	for _, s := range m.steps() {
 		if s.name != stepClaim {
 			// Another agent that took us for dead has the name now: whatever we do next would make a second VM.
 			if err := m.holds(ctx); err != nil {
@@ -111,15 +106,43 @@ func (m *making) make(ctx context.Context) error {
 	return nil
 }
 
-// replicate waits until the template that the VM is cloned from is on this node.
-func (m *making) replicate(ctx context.Context, _ *ops.StepRun) error {
-	source, err := m.cfg.Images.Ensure(ctx, m.order.Image)
-	if err != nil {
-		return fault.New(fault.Of(err), "%s: %w", m.act("get its source to node "+m.cfg.Node), err)
+// A makingStep is one step of the making of a VM.
+type makingStep struct {
+	name string
+	do   func(context.Context, *ops.StepRun) error
+}
+
+// steps are all of them, in their order.
+func (m *making) steps() []makingStep {
+	steps := []makingStep{{stepClaim, m.take}}
+	if m.order.Image != "" {
+		steps = append(steps, makingStep{stepReplica, m.obtain})
 	}
-	m.memo.Source, m.order.Source = source, source
+	steps = append(steps,
+		makingStep{stepSnippets, m.writeSnippets},
+		makingStep{stepClone, m.begin},
+		makingStep{stepGrow, m.grow},
+		makingStep{stepDisks, m.allocate},
+		makingStep{stepConfigure, m.configure},
+	)
+	if m.order.Target != "" {
+		steps = append(steps, makingStep{stepMove, m.move})
+	}
+	return append(steps, makingStep{stepReady, m.ready})
+}
+
+// obtain has a replica of the image made on this node, or waits for the one that is being made.
+func (m *making) obtain(ctx context.Context, _ *ops.StepRun) error {
+	vmid, err := m.cfg.Images.Ensure(ctx, m.order.Image)
+	if err != nil {
+		return fault.New(fault.Of(err), "%s: %w", m.act(fmt.Sprintf("get a replica of image %q", m.order.Image)), err)
+	}
+	m.memo.Source = vmid
 	return m.note()
 }
+
+// source is the number of what is cloned; 0: nothing is.
+func (m *making) source() int { return cmp.Or(m.memo.Source, m.order.Source) }
 
 // holds makes sure that the claim is still ours, however long /etc/pve cannot be read meanwhile. Without quorum it says
 // what was: after 120 s the others take this node for gone, and its claims.
@@ -142,7 +165,7 @@ func unsettled(err error) bool {
 }
 
 // held makes a PVE call only while the claim is ours: its step may have waited for hours since it looked.
-func (m *making) held(c call) call {
+func (m *making) held(c task.Call) task.Call {
 	return func(ctx context.Context) (pve.UPID, error) {
 		if err := m.holds(ctx); err != nil {
 			return "", err
@@ -181,6 +204,9 @@ func (m *making) take(ctx context.Context, _ *ops.StepRun) error {
 	}
 	m.claim, m.memo.Record = claim, claim.Record()
 	m.memo.Generation = m.memo.Record.Generation
+	if m.order.Target == "" {
+		m.cfg.Admission.Hold(m.run.Op().Key, m.vmid(), m.order.Want) // with its number
+	}
 	if err := m.note(); err != nil {
 		return err
 	}
@@ -254,10 +280,15 @@ func (m *making) reclaim(ctx context.Context, old record.Record) error {
 
 // confHere reads the config of a VM on this node; nil when there is none here. While pmxcfs is not mounted, as when
 // pve-cluster is upgraded, it waits: where nothing is mounted nothing is found, and that is no answer.
-func (g *Guests) confHere(ctx context.Context, vmid int) (conf *pmxcfs.Conf, err error) {
+func (g *Guests) confHere(ctx context.Context, vmid int) (*pmxcfs.Conf, error) {
+	return g.confOn(ctx, g.cfg.Node, vmid)
+}
+
+// confOn is confHere for a VM on any node.
+func (g *Guests) confOn(ctx context.Context, node string, vmid int) (conf *pmxcfs.Conf, err error) {
 	worth := func(err error) bool { return errors.Is(err, pmxcfs.ErrNotMounted) }
 	err = ops.Retry(ctx, worth, func(context.Context) error {
-		conf, err = g.cfg.Tree.Conf(g.cfg.Node, vmid)
+		conf, err = g.cfg.Tree.Conf(node, vmid)
 		if errors.Is(err, fs.ErrNotExist) {
 			conf = nil
 			_, err = g.cfg.Tree.Version()
@@ -359,12 +390,12 @@ func (m *making) grow(ctx context.Context, s *ops.StepRun) error {
 
 // ready reads the VM back from /etc/pve and declares it made: only what is there counts, not what PVE answered.
 func (m *making) ready(ctx context.Context, _ *ops.StepRun) error {
-	conf, err := m.confHere(ctx, m.vmid())
+	conf, err := m.confThere(ctx)
 	switch {
 	case err != nil:
 		return err
 	case conf == nil:
-		return fault.New(fault.Aborted, "%s: VM %d is no longer on node %s", m.act("read back"), m.vmid(), m.cfg.Node)
+		return fault.New(fault.Aborted, "%s: VM %d is no longer on node %s", m.act("read back"), m.vmid(), m.order.node(m.cfg.Node))
 	case conf.SMBIOSUUID() != m.memo.Record.UUID:
 		return fault.New(fault.Aborted, "%s: VM %d has SMBIOS uuid %s, expected %s", m.act("read back"), m.vmid(), conf.SMBIOSUUID(), m.memo.Record.UUID)
 	case conf.Lock() != "":

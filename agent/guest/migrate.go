@@ -104,7 +104,7 @@ func (g *Guests) migrate(ctx context.Context, r *ops.Run) error {
 		ctx, cancel := budget(ctx, r.Op(), moveTime)
 		defer cancel()
 		m := &move{Guests: g, migration: p, id: id, began: r.Op().Created, task: pve.UPID(s.UPID)}
-		err := ops.Retry(ctx, m.worth, g.pveTask(s, m.find, m.start).attempt)
+		err := ops.Retry(ctx, m.worth, g.pveTask(s, m.find, m.start).Attempt)
 		return m.end(ctx, err)
 	})
 }

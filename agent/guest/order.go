@@ -13,6 +13,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
+	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
 )
 
 // order is what a create operation is asked to do: everything it needs, decided once, so that a resumed operation
@@ -23,8 +24,11 @@ type order struct {
 	Tags        []string          `json:",omitempty"` // in the words of the request
 	Made        map[string]string `json:",omitempty"` // see madeOf
 
+	Target string         `json:",omitempty"` // the node that the VM goes to when it is made; "": it stays on this one
+	Want   placement.Want // what it takes of that node
+
 	Source int         `json:",omitempty"` // VMID of the template or VM to clone; 0: a new VM
-	Image  string      `json:",omitempty"` // of which this node gets a replica first, to be the source
+	Image  string      `json:",omitempty"` // set if a replica of Source has to be made here first, of the image of that name
 	New    plan.Values `json:",omitempty"` // of a new VM, for the call that creates it
 	VM     plan.VM
 	SMBIOS string `json:",omitempty"` // the source's smbios1, whose uuid is replaced
@@ -37,12 +41,18 @@ type order struct {
 	CloudInitStore string          `json:",omitempty"`
 }
 
+// node is where the VM is when it is made, on an agent of node here.
+func (o order) node(here string) string { return cmp.Or(o.Target, here) }
+
 // order checks a request against the world and plans what is to be done. It changes nothing.
 func (g *Guests) order(ctx context.Context, r request) (order, error) {
 	if err := g.nameIsFree(ctx, r.name); err != nil {
 		return order{}, err
 	}
 	o := order{Owner: r.owner, Name: r.name, Fingerprint: r.fingerprint, Tags: r.wish.Tags, Made: r.made}
+	if r.target != g.cfg.Node {
+		o.Target = r.target
+	}
 	world, err := g.cfg.Watcher.World()
 	if err != nil {
 		return order{}, fault.New(fault.Precondition, "%s: %w", r, err)
@@ -59,6 +69,8 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 	if err := g.poolExists(ctx, o.VM.Pool); err != nil {
 		return order{}, err
 	}
+	o.Want = want(o.VM.Needs(conf))
+	o.Want.Name, o.Want.Pool, o.Want.Tags = o.Name, o.VM.Pool, o.VM.Tags
 	o.VM.Notes = append(o.VM.Notes, imageNotes(r.image)...)
 	if len(o.VM.Notes) > 0 {
 		g.log.InfoContext(ctx, "a request is carried out in a way of its own", "name", r.name, "notes", o.VM.Notes)
@@ -69,6 +81,7 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 // origin finds what the VM is to be made from, and returns its config, or the one that a new VM will begin with.
 func (g *Guests) origin(ctx context.Context, r request, o *order, world *pmxcfs.World) (*pmxcfs.Conf, plan.Site, error) {
 	site := g.site(r.dialect, world)
+	site.Node = o.node(site.Node)
 	if plan.NeedsVersion(r.wish.Class) {
 		if v, err := g.cfg.PVE.Version(ctx); err == nil { // else PVE itself refuses what it cannot do, later
 			site.Major = v.Major()
@@ -82,15 +95,12 @@ func (g *Guests) origin(ctx context.Context, r request, o *order, world *pmxcfs.
 		o.New = blank.Values
 		return blank.Conf, site, err
 	}
-	source, onDemand, err := g.source(ctx, r)
+	source, ref, err := g.source(ctx, r)
 	if err != nil {
 		return nil, site, err
 	}
-	o.Source = source.ID
-	if onDemand {
-		o.Source, o.Image = 0, r.image.Source()
-	}
-	site.CPUs = g.leastCPUs(source, r.wish.Placement.Datastore)
+	o.Source, o.Image = source.ID, ref
+	site.CPUs = g.leastCPUs(site.Node, source, r.wish.Placement.Datastore)
 	return source.Conf, site, nil
 }
 

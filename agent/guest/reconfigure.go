@@ -171,7 +171,7 @@ func (g *Guests) planChange(vm *pmxcfs.VM, wish spec.Reconfigure, now plan.Now) 
 		return plan.Changes{}, fault.New(fault.Precondition, "reconfigure VM %d: %w", vm.ID, err)
 	}
 	site := g.site(spec.DesiredDialect, world)
-	site.CPUs = g.leastCPUs(vm, "")
+	site.CPUs = g.leastCPUs(g.cfg.Node, vm, "")
 	return plan.Reconfigure(wish, now, site)
 }
 

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -20,6 +21,8 @@ type request struct {
 	image       spec.Image // what a Create is made from
 	source      record.ID  // what a Clone is made from
 	wish        plan.Wish
+	policy      string // name of a placement policy; "": none was named
+	target      string // the node that the VM is to be on; "": this one
 	data        guestData
 	made        map[string]string // see madeOf; nil of a Clone
 }
@@ -49,10 +52,11 @@ func (r request) key() string { return fmt.Sprintf("%s/%s/%s", ops.Create, r.own
 func createRequest(owner string, wish spec.Create) request {
 	return request{
 		kind: ops.Create, owner: owner, name: wish.Name, dialect: spec.CreateDialect, fingerprint: fingerprint(wish.Canonical()),
-		image: wish.Image,
-		wish:  plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
-		data:  guestData{UserData: wish.UserData, MetaData: wish.MetaData},
-		made:  madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
+		image:  wish.Image,
+		wish:   plan.Wish{Class: &wish.Class, Networks: wish.Networks, Disks: wish.Disks, Placement: wish.Placement, Tags: wish.Tags},
+		policy: plan.PlacementPolicy(&wish.Class),
+		data:   guestData{UserData: wish.UserData, MetaData: wish.MetaData},
+		made:   madeOf(wish.Image, wish.Networks, wish.Placement, wish.UserData, wish.MetaData),
 	}
 }
 
@@ -61,6 +65,7 @@ func cloneRequest(owner string, source record.ID, wish spec.Clone) request {
 		kind: ops.Clone, owner: owner, name: wish.Name, dialect: spec.CloneDialect,
 		fingerprint: fingerprint(append([]byte(source.String()+"\n"), wish.Canonical()...)),
 		source:      source,
+		policy:      cmp.Or(wish.Placement, plan.PlacementPolicy(wish.Class)),
 		wish:        plan.Wish{Class: wish.Class, Networks: wish.Networks, Tags: wish.Tags, Linked: wish.Linked},
 		data:        guestData{UserData: wish.UserData, Hostname: wish.Hostname, Domain: wish.Domain, TimeZone: wish.TimeZone},
 	}

@@ -213,9 +213,9 @@ func (g *Guests) takeSnapshot(ctx context.Context, r *ops.Run) error {
 				return "", err == nil && complete(conf, p.Snapshot), err
 			},
 			func(ctx context.Context) (pve.UPID, error) { return g.startSnapshot(ctx, r, id, p) })
-		err := ops.Retry(ctx, waitable, t.attempt)
+		err := ops.Retry(ctx, waitable, t.Attempt)
 		if pve.KindOf(err) == pve.KindExists { // somebody was faster, or a lost request was carried out after all
-			err = ops.Retry(ctx, waitable, t.attempt)
+			err = ops.Retry(ctx, waitable, t.Attempt)
 		}
 		if err == nil {
 			err = g.confirmSnapshot(ctx, id, p)

@@ -70,7 +70,7 @@ func (g *Guests) removeSnapshot(ctx context.Context, r *ops.Run) error {
 				return "", false, g.awaitTasks(ctx, id.VMID, "qmdelsnapshot", r.Op().Created)
 			},
 			func(ctx context.Context) (pve.UPID, error) { return g.startUnsnapshot(ctx, r, id, p) })
-		err := ops.Retry(ctx, waitable, t.attempt)
+		err := ops.Retry(ctx, waitable, t.Attempt)
 		if err != nil && pve.KindOf(err) != pve.KindNoSnapshot {
 			return explainSnapshot(p.act("delete"), err)
 		}

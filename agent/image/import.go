@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
-	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
+	"github.com/pve-rigaud/pve-rigaud/agent/task"
 )
 
 // clockSlack covers the difference between our clock and the second in which PVE says a task began.
@@ -22,7 +22,7 @@ func explain(act string, err error) error {
 	if _, explained := errors.AsType[*fault.Error](err); explained {
 		return err
 	}
-	return guest.Explain(act, err)
+	return task.Explain(act, err)
 }
 
 // importDisks has PVE make a VM of what is staged, with the config of the source.
@@ -38,7 +38,7 @@ func (k *making) importDisks(ctx context.Context, s *ops.StepRun) error {
 			began = step.Began
 		}
 	}
-	err = guest.RunTask(ctx, s, k.cfg.PVE.Wait,
+	err = task.Run(ctx, k.cfg.PVE.Wait, s,
 		func(ctx context.Context) (pve.UPID, bool, error) { return k.made(ctx, began) },
 		func(ctx context.Context) (pve.UPID, error) {
 			return k.cfg.PVE.Create(ctx, k.cfg.Node, pve.CreateParams{VMID: k.memo.VMID, Config: params})
@@ -191,7 +191,7 @@ func (k *making) template(ctx context.Context, s *ops.StepRun) error {
 		conf, err := k.confHere(k.memo.VMID)
 		return "", err == nil && conf != nil && conf.Template(), err
 	}
-	err := guest.RunTask(ctx, s, k.cfg.PVE.Wait, done, func(ctx context.Context) (pve.UPID, error) {
+	err := task.Run(ctx, k.cfg.PVE.Wait, s, done, func(ctx context.Context) (pve.UPID, error) {
 		if _, is, err := done(ctx); is || err != nil {
 			return "", err
 		}

@@ -31,10 +31,11 @@ type Config struct {
 	World   func() (*pmxcfs.World, error)
 	Records Records
 	// Power is "on" or "off" for a VM of this node; "" if that cannot be told. It is asked about each of them.
-	Power func(ctx context.Context, vm *pmxcfs.VM) string
-	Peers func() []cluster.Peer // the agents that gossip has seen, ourselves too; nil: there is no gossip
-	Links func() []forward.Link // to the nodes that were ever called; nil: there are none
-	Now   func() time.Time      // default time.Now
+	Power     func(ctx context.Context, vm *pmxcfs.VM) string
+	Scheduler Scheduler             // nil: it decides nothing
+	Peers     func() []cluster.Peer // the agents that gossip has seen, ourselves too; nil: there is no gossip
+	Links     func() []forward.Link // to the nodes that were ever called; nil: there are none
+	Now       func() time.Time      // default time.Now
 	// Cordoned tells which nodes take no new VMs, and which are being drained, also of nodes whose agents say nothing
 	// more; nil: what gossip last told is all there is.
 	Cordoned func(node string) (cordoned, draining bool)

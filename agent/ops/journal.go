@@ -79,7 +79,7 @@ func OpenJournal(path string) (*Journal, error) {
 
 func (j *Journal) prepare() error {
 	return j.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMeta, bucketOps, bucketActive, bucketEvents} {
+		for _, name := range [][]byte{bucketMeta, bucketOps, bucketActive, bucketEvents, bucketDecisions} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return fmt.Errorf("prepare journal %s: %w", j.path, err)
 			}
@@ -227,12 +227,17 @@ func (j *Journal) Prune(ctx context.Context, before time.Time) (removed int, err
 		if err != nil {
 			return err
 		}
-		_, err = pruneBucket(ctx, tx.Bucket(bucketEvents), func(v []byte) (bool, bool) {
-			var ev Event
-			old := json.Unmarshal(v, &ev) == nil && ev.At.Before(before)
-			return old, old // events stand in order of time: stop at the first that stays
-		})
-		return err
+		for _, name := range [][]byte{bucketEvents, bucketDecisions} {
+			_, err = pruneBucket(ctx, tx.Bucket(name), func(v []byte) (bool, bool) {
+				var dated struct{ At time.Time }
+				old := json.Unmarshal(v, &dated) == nil && dated.At.Before(before)
+				return old, old // they stand in order of time: stop at the first that stays
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return 0, fmt.Errorf("journal %s: prune: %w", j.path, err)

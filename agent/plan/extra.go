@@ -91,7 +91,15 @@ var nicOptionKinds = map[string]kind{
 }
 
 // otherKinds are words to us, not to PVE.
-var otherKinds = map[string]kind{"linked-clone": onOff}
+var otherKinds = map[string]kind{"linked-clone": onOff, "placement-policy": words}
+
+// PlacementPolicy returns the name of the placement policy that a class asks for, "" if it asks for none.
+func PlacementPolicy(class *spec.Class) string {
+	if class == nil {
+		return ""
+	}
+	return class.ExtraConfig[extraPrefix+"placement-policy"]
+}
 
 // checkExtra refuses every key for PVE that is not on one of the lists.
 func checkExtra(extra map[string]string, site Site) error {

@@ -27,6 +27,7 @@ type Values map[string]string
 type Policy struct {
 	Bridges        map[string]string       // by the name of a network, in lower case
 	StorageClasses map[string]StorageClass // by the type of a disk ("nvme", "ssd", ...), or the name of a class
+	Groups         map[string][]string     // nodes, by the name of their group
 }
 
 // StorageClass is where disks of a type go, and with which drive options.
@@ -64,7 +65,7 @@ func (p Policy) Check() error {
 
 // Site is the node on which a VM is, or is to be, as far as plans have to know it.
 type Site struct {
-	Node    string
+	Node    string // "": not decided yet; then nothing is checked that depends on it
 	World   *pmxcfs.World
 	CPUs    int          // host CPUs of the smallest node the VM may run on; PVE starts no VM with more. 0: unknown
 	MHz     int          // clock of a host CPU; 0: unknown
@@ -252,19 +253,48 @@ func (s Site) place(p spec.Placement) error {
 	if p.StoragePod != "" {
 		return bad(fault.Invalid, "StoragePod", "%q: PVE has no storage pods; name a storage in Datastore", p.StoragePod)
 	}
-	for _, f := range []struct{ field, node string }{{"Host", p.Host}, {"Cluster", p.Cluster}} {
-		if f.node == "" || f.node == s.Node || f.field == "Cluster" && f.node == s.World.Members.Cluster {
-			continue
+	for _, f := range []struct{ field, name string }{{"Host", p.Host}, {"Cluster", p.Cluster}} {
+		nodes, known := s.named(f.field, f.name)
+		if !known {
+			return bad(fault.Precondition, f.field, "%q is no node of this cluster, no group of nodes, nor the cluster's name", f.name)
 		}
-		if _, node := s.World.Members.Nodes[f.node]; node {
-			return bad(fault.Precondition, f.field, "the VM is wanted on node %s, and what it is made from is on node %s only", f.node, s.Node)
+		if nodes != nil && s.Node != "" && !slices.Contains(nodes, s.Node) {
+			return bad(fault.Precondition, f.field, "the VM is wanted on node %s, and what it is made from is on node %s only", strings.Join(nodes, " or "), s.Node)
 		}
-		return bad(fault.Precondition, f.field, "%q is no node of this cluster, nor its name", f.node)
 	}
 	if err := s.holdsDisks(p.Datastore); err != nil {
 		return bad(fault.Precondition, "Datastore", "%v", err)
 	}
 	return nil
+}
+
+// named returns the nodes that a field of a placement names; nil: all of them.
+func (s Site) named(field, name string) (nodes []string, known bool) {
+	if name == "" || field == "Cluster" && name == s.World.Members.Cluster {
+		return nil, true
+	}
+	if _, node := s.World.Members.Nodes[name]; node {
+		return []string{name}, true
+	}
+	group, known := s.Policy.Groups[name]
+	return group, known
+}
+
+// Named returns the nodes to which a placement limits the VM, and the words of the request for that; nil: all nodes.
+func (s Site) Named(p spec.Placement) (nodes []string, words string) {
+	for _, f := range []struct{ field, name string }{{"Host", p.Host}, {"Cluster", p.Cluster}} {
+		of, _ := s.named(f.field, f.name)
+		if of == nil {
+			continue
+		}
+		if nodes == nil {
+			nodes, words = of, fmt.Sprintf("placement_json: %s %q", f.field, f.name)
+			continue
+		}
+		nodes = slices.DeleteFunc(slices.Clone(nodes), func(n string) bool { return !slices.Contains(of, n) })
+		words += fmt.Sprintf(" and %s %q", f.field, f.name)
+	}
+	return nodes, words
 }
 
 // holdsDisks says why no disk can be put on a storage; "" is the source's.
@@ -276,7 +306,7 @@ func (s Site) holdsDisks(storage string) error {
 	switch {
 	case !ok:
 		return fmt.Errorf("storage %q does not exist", storage)
-	case !found.OnNode(s.Node):
+	case s.Node != "" && !found.OnNode(s.Node):
 		return fmt.Errorf("storage %q is not available on node %s", storage, s.Node)
 	case !found.Has("images"):
 		return fmt.Errorf("storage %q holds no VM disks (its content lacks images)", storage)

@@ -63,17 +63,14 @@ func (s *Server) GetCapabilities(context.Context, *providerpb.GetCapabilitiesReq
 
 // Create makes a VM, or joins the making of it, or returns the one made earlier. The id is final.
 func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*providerpb.CreateResponse, error) {
-	wish, err := spec.DecodeCreate(spec.CreateInput{
-		Name: r.GetName(), ClassJSON: r.GetClassJson(), ImageJSON: r.GetImageJson(), NetworksJSON: r.GetNetworksJson(),
-		DisksJSON: r.GetDisksJson(), PlacementJSON: r.GetPlacementJson(), UserData: r.GetUserData(), MetaData: r.GetMetaData(), Tags: r.GetTags(),
-	})
+	wish, err := CreateWish(r)
 	if err != nil {
-		return nil, Status(fault.New(fault.Invalid, "%w", err))
+		return nil, Status(err)
 	}
 	s.noteUnknown(ctx, wish.Unknown)
 	ctx, cancel := inTime(ctx)
 	defer cancel()
-	made, err := s.cfg.Guests.Create(ctx, s.cfg.Client(ctx), wish)
+	made, err := s.cfg.Guests.Create(ctx, s.cfg.Client(ctx), wish, target(ctx))
 	if err != nil {
 		return nil, Status(err)
 	}
@@ -82,6 +79,18 @@ func (s *Server) Create(ctx context.Context, r *providerpb.CreateRequest) (*prov
 		return nil, Status(err)
 	}
 	return &providerpb.CreateResponse{Id: made.ID, Task: task}, nil
+}
+
+// CreateWish decodes a Create request. Every error is that of a bad request.
+func CreateWish(r *providerpb.CreateRequest) (spec.Create, error) {
+	wish, err := spec.DecodeCreate(spec.CreateInput{
+		Name: r.GetName(), ClassJSON: r.GetClassJson(), ImageJSON: r.GetImageJson(), NetworksJSON: r.GetNetworksJson(),
+		DisksJSON: r.GetDisksJson(), PlacementJSON: r.GetPlacementJson(), UserData: r.GetUserData(), MetaData: r.GetMetaData(), Tags: r.GetTags(),
+	})
+	if err != nil {
+		return wish, fault.New(fault.Invalid, "%w", err)
+	}
+	return wish, nil
 }
 
 // Delete stops and removes a VM and its disks, and answers when it is gone: the manager ignores a task of Delete.

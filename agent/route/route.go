@@ -13,7 +13,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
-	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
@@ -25,8 +24,10 @@ type Config struct {
 
 	// Client returns the identity of the caller: the owner of the names it uses.
 	Client func(ctx context.Context) string
-	// Source returns the node that has what a VM is to be made from.
-	Source func(ctx context.Context, image spec.Image, placement spec.Placement) (string, error)
+	// Place chooses where a VM is made that does not exist yet: req is a CreateRequest or a CloneRequest that has been
+	// checked for nothing. Placed is told what became of a choice.
+	Place  func(ctx context.Context, req any) (forward.Way, error)
+	Placed func(ctx context.Context, way forward.Way, err error)
 	// Quorate returns the nodes whose agents say that they have quorum, the one to ask first in front.
 	Quorate func() []string
 	// Stranger says in words why a node's agent is never asked, "" if it is.
@@ -52,25 +53,39 @@ func New(cfg Config) *Router { return &Router{cfg: cfg, avoid: map[string]time.T
 // Route returns the node that req is for: this one when the request has no subject, when it is malformed, and when its
 // subject is nowhere, because to say so is everybody's business. Without quorum nothing is decided here: the request is
 // for a node that has it, or it is refused. The error is a gRPC status.
-func (r *Router) Route(ctx context.Context, method string, req any) (string, error) {
+func (r *Router) Route(ctx context.Context, method string, req any) (forward.Way, error) {
 	find := subjects[method]
 	if find == nil {
-		return r.cfg.Node, nil
+		return forward.Way{Node: r.cfg.Node}, nil
 	}
 	if err := r.blind(); err != nil && taskKind(req) == "" { // a task names its node itself
-		return r.proxy(method, req, err)
+		node, err := r.proxy(method, req, err)
+		return forward.Way{Node: node}, err
 	}
-	node, err := find(ctx, r, req)
-	if _, sent := forward.Forwarded(ctx); sent && err == nil && node != r.cfg.Node {
+	way, err := find(ctx, r, req)
+	if _, sent := forward.Forwarded(ctx); sent && err == nil && way.Node != r.cfg.Node {
 		// Another agent takes this node for the right one, and may have seen a move that this one has not.
 		if err = r.Refresh(ctx); err == nil {
-			node, err = find(ctx, r, req)
+			way, err = find(ctx, r, req)
 		}
 	}
 	if err != nil {
-		return "", r.cfg.Status(err)
+		return forward.Way{}, r.cfg.Status(err)
 	}
-	return node, nil
+	return way, nil
+}
+
+// Answered tells who chose a node what came of it.
+func (r *Router) Answered(ctx context.Context, way forward.Way, err error) {
+	r.cfg.Placed(ctx, way, err)
+}
+
+// place chooses where a VM is made, unless another agent has done so already: two that choose would never agree.
+func (r *Router) place(ctx context.Context, req any) (forward.Way, error) {
+	if _, sent := forward.Forwarded(ctx); sent && forward.Note(ctx) != "" {
+		return forward.Way{Node: r.cfg.Node}, nil
+	}
+	return r.cfg.Place(ctx, req)
 }
 
 // blind says why nothing can be decided here from /etc/pve, nil when it can.
@@ -151,15 +166,6 @@ func (r *Router) holder(ctx context.Context, name string) (node string, held boo
 	}
 	node = r.unlessGone(rec.Node)
 	return node, node == rec.Node, nil
-}
-
-// source returns the node that has what a VM is to be made from.
-func (r *Router) source(ctx context.Context, image spec.Image, placement spec.Placement) string {
-	node, err := r.cfg.Source(ctx, image, placement)
-	if err != nil {
-		return r.cfg.Node // the handler meets the same, and says it
-	}
-	return node
 }
 
 // task returns the node whose journal knows an operation.

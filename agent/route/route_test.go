@@ -19,7 +19,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	pb "github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
-	"github.com/pve-rigaud/pve-rigaud/agent/spec"
 	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
@@ -36,6 +35,7 @@ type pve struct {
 	quorate bool
 	watcher *pmxcfs.Watcher
 	records *record.Store
+	placed  []string // what became of choices
 	*Router
 }
 
@@ -51,11 +51,9 @@ func newPVE(t *testing.T) *pve {
 	p.records = record.New(record.Config{Dir: filepath.Join(p.root, "priv", "pve-rigaud")})
 	p.Router = New(Config{
 		Node: "pve1", Watcher: p.watcher, Records: p.records, Client: func(context.Context) string { return "me" },
-		Source: func(_ context.Context, image spec.Image, placement spec.Placement) (string, error) {
-			if image.TemplateName == "far" || placement.Host == "pve3" {
-				return "pve3", nil
-			}
-			return "", errors.New("no such template")
+		Place: func(_ context.Context, req any) (forward.Way, error) { return p.place(req) },
+		Placed: func(_ context.Context, way forward.Way, err error) {
+			p.placed = append(p.placed, fmt.Sprint(way.Node, " ", err))
 		},
 		Quorate:  func() []string { return nil },
 		Stranger: func(node string) string { return map[string]string{"pve3": "it is too old"}[node] },
@@ -131,9 +129,22 @@ func (p *pve) record(name string, vmid int, node string, state record.State) {
 func (p *pve) goesTo(want, method string, req any) {
 	p.Helper()
 	got, err := p.Route(p.Context(), method, req)
-	if err != nil || got != want {
-		p.Errorf("%s: to %q, %v; want %s", about(method, req), got, err, want)
+	if err != nil || got.Node != want {
+		p.Errorf("%s: to %q, %v; want %s", about(method, req), got.Node, err, want)
 	}
+}
+
+// place chooses the node that the request names where a real one names a template.
+func (p *pve) place(req any) (forward.Way, error) {
+	switch q := req.(type) {
+	case *pb.CreateRequest:
+		if q.GetImageJson() == "far" {
+			return forward.Way{Node: "pve3", Note: "pve3 " + q.GetName()}, nil
+		}
+	case *pb.CloneRequest:
+		return forward.Way{Node: "pve2", Note: "pve3 " + q.GetTargetName()}, nil
+	}
+	return forward.Way{}, fault.New(fault.Precondition, "no node fits")
 }
 
 // every holds a request of each method that is about VM id, or about the name.
@@ -151,7 +162,7 @@ func every(id, name string) map[string]any {
 		pb.Provider_GetDiskInfo_FullMethodName:     &pb.GetDiskInfoRequest{VmId: id},
 		pb.Provider_Clone_FullMethodName:           &pb.CloneRequest{SourceVmId: id, TargetName: name},
 		pb.Provider_TaskStatus_FullMethodName:      &pb.TaskStatusRequest{Task: &pb.TaskRef{Id: "create/pve2/" + id + "/op"}},
-		pb.Provider_Create_FullMethodName:          &pb.CreateRequest{Name: name, ImageJson: `{"TemplateName":"far"}`},
+		pb.Provider_Create_FullMethodName:          &pb.CreateRequest{Name: name, ImageJson: "far"},
 		pb.Provider_ImagePrepare_FullMethodName:    &pb.ImagePrepareRequest{TargetName: name},
 		pb.Provider_ImportDisk_FullMethodName:      &pb.ImportDiskRequest{TargetName: name},
 		pb.Provider_Validate_FullMethodName:        &pb.ValidateRequest{},
@@ -208,21 +219,20 @@ func TestANumberOfAStranger(t *testing.T) {
 	p.goesTo("pve2", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "gone"})
 }
 
-func TestAFreeNameGoesToItsSource(t *testing.T) {
+// TestAFreeNameIsPlaced: who chooses says where to, and is told what became of it.
+func TestAFreeNameIsPlaced(t *testing.T) {
 	p := newPVE(t)
-	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new", ImageJson: `{"TemplateName":"far"}`})
-	for name, req := range map[string]*pb.CreateRequest{
-		"an unknown template": {Name: "new", ImageJson: `{"TemplateName":"unknown"}`},
-		"an image by path":    {Name: "new", ImageJson: `{"Path":"local:iso/x.iso"}`},
-		"no image":            {Name: "new"},
-		"garbage":             {Name: "new", ImageJson: `{`},
-		"no placement":        {Name: "new", ImageJson: `{"TemplateName":"far"}`, PlacementJson: `{`},
-	} {
-		t.Log(name)
-		p.goesTo("pve1", pb.Provider_Create_FullMethodName, req)
-	}
-	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new", ImageJson: `{"Path":"local:iso/x.iso"}`, PlacementJson: `{"Host":"pve3"}`})
+	p.goesTo("pve3", pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new", ImageJson: "far"})
+	p.goesTo("pve2", pb.Provider_Clone_FullMethodName, &pb.CloneRequest{TargetName: "new", SourceVmId: "500"})
 	p.goesTo("pve1", pb.Provider_ImportDisk_FullMethodName, &pb.ImportDiskRequest{TargetName: "new"})
+	way, err := p.Route(t.Context(), pb.Provider_Create_FullMethodName, &pb.CreateRequest{Name: "new"})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "no node fits") {
+		t.Errorf("%v, %v", way, err)
+	}
+	p.Answered(t.Context(), forward.Way{Node: "pve3"}, errors.New("full"))
+	if len(p.placed) != 1 || p.placed[0] != "pve3 full" {
+		t.Errorf("told of %q", p.placed)
+	}
 }
 
 // TestWhatIsBeingMade: its config may not be there yet, and its maker alone knows how far it is.
@@ -232,7 +242,7 @@ func TestWhatIsBeingMade(t *testing.T) {
 	for method, req := range map[string]any{
 		pb.Provider_Describe_FullMethodName: &pb.DescribeRequest{Id: "600-01234567"},
 		pb.Provider_Delete_FullMethodName:   &pb.DeleteRequest{Id: "600"},
-		pb.Provider_Create_FullMethodName:   &pb.CreateRequest{Name: "making", ImageJson: `{"TemplateName":"far"}`},
+		pb.Provider_Create_FullMethodName:   &pb.CreateRequest{Name: "making", ImageJson: "far"},
 	} {
 		p.goesTo("pve2", method, req)
 	}
@@ -251,7 +261,7 @@ func TestANodeThatIsGone(t *testing.T) {
 		p.sync()
 		p.must(p.Refresh(t.Context()))
 		task := &pb.TaskStatusRequest{Task: &pb.TaskRef{Id: "create/pve2/600-01234567/op"}}
-		create := &pb.CreateRequest{Name: "making", ImageJson: `{"TemplateName":"far"}`}
+		create := &pb.CreateRequest{Name: "making", ImageJson: "far"}
 		p.goesTo("pve2", pb.Provider_TaskStatus_FullMethodName, task)
 		p.goesTo("pve2", pb.Provider_Create_FullMethodName, create)
 		// What the name stands for is known without that node.
@@ -275,11 +285,11 @@ func TestWithoutQuorum(t *testing.T) {
 		node, err := p.Route(t.Context(), method, req)
 		switch method {
 		case pb.Provider_Validate_FullMethodName, pb.Provider_GetCapabilities_FullMethodName:
-			if node != "pve1" || err != nil {
+			if node.Node != "pve1" || err != nil {
 				t.Errorf("%s: %q, %v", method, node, err)
 			}
 		case pb.Provider_TaskStatus_FullMethodName:
-			if node != "pve2" || err != nil {
+			if node.Node != "pve2" || err != nil {
 				t.Errorf("%s: %q, %v: the reference names its node", method, node, err)
 			}
 		default:

@@ -9,10 +9,11 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	pb "github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/spec"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // finder returns the node of a request's subject.
-type finder func(ctx context.Context, r *Router, req any) (string, error)
+type finder func(ctx context.Context, r *Router, req any) (forward.Way, error)
 
 // subjects says of each RPC what it is about. Nil: about nothing that has a node; whoever is asked answers.
 var subjects = map[string]finder{
@@ -20,41 +21,51 @@ var subjects = map[string]finder{
 	pb.Provider_GetCapabilities_FullMethodName: nil,
 	pb.Provider_ListVMs_FullMethodName:         anywhere,
 
-	pb.Provider_Delete_FullMethodName:          of(byID),
-	pb.Provider_Power_FullMethodName:           of(byID),
-	pb.Provider_Reconfigure_FullMethodName:     of(byID),
-	pb.Provider_HardwareUpgrade_FullMethodName: of(byID),
-	pb.Provider_Describe_FullMethodName:        of(byID),
+	pb.Provider_Delete_FullMethodName:          at(byID),
+	pb.Provider_Power_FullMethodName:           at(byID),
+	pb.Provider_Reconfigure_FullMethodName:     at(byID),
+	pb.Provider_HardwareUpgrade_FullMethodName: at(byID),
+	pb.Provider_Describe_FullMethodName:        at(byID),
 
-	pb.Provider_SnapshotCreate_FullMethodName: of(byVM),
-	pb.Provider_SnapshotDelete_FullMethodName: of(byVM),
-	pb.Provider_SnapshotRevert_FullMethodName: of(byVM),
-	pb.Provider_ExportDisk_FullMethodName:     of(byVM),
-	pb.Provider_GetDiskInfo_FullMethodName:    of(byVM),
+	pb.Provider_SnapshotCreate_FullMethodName: at(byVM),
+	pb.Provider_SnapshotDelete_FullMethodName: at(byVM),
+	pb.Provider_SnapshotRevert_FullMethodName: at(byVM),
+	pb.Provider_ExportDisk_FullMethodName:     at(byVM),
+	pb.Provider_GetDiskInfo_FullMethodName:    at(byVM),
 
 	// PVE clones on the node of the source. A repeat meets its earlier request there, unless the source has moved:
 	// then it meets the record of the name.
 	pb.Provider_Clone_FullMethodName: of(bySource),
 
-	pb.Provider_TaskStatus_FullMethodName: of(byTask),
+	pb.Provider_TaskStatus_FullMethodName: at(byTask),
 
 	pb.Provider_Create_FullMethodName:       of(byName),
 	pb.Provider_ImagePrepare_FullMethodName: anywhere, // what is recorded is in /etc/pve
-	pb.Provider_ImportDisk_FullMethodName:   of(byTarget),
+	pb.Provider_ImportDisk_FullMethodName:   at(byTarget),
 }
 
 // anywhere needs quorum and nothing else.
-func anywhere(_ context.Context, r *Router, _ any) (string, error) { return r.cfg.Node, nil }
+func anywhere(_ context.Context, r *Router, _ any) (forward.Way, error) {
+	return forward.Way{Node: r.cfg.Node}, nil
+}
 
 // of makes a finder out of one for requests of one type.
-func of[T any](find func(ctx context.Context, r *Router, req T) (string, error)) finder {
-	return func(ctx context.Context, r *Router, req any) (string, error) {
+func of[T any](find func(ctx context.Context, r *Router, req T) (forward.Way, error)) finder {
+	return func(ctx context.Context, r *Router, req any) (forward.Way, error) {
 		q, ok := req.(T)
 		if !ok {
-			return "", fault.New(fault.Internal, "a request of type %T has not the subject that its method should have", req)
+			return forward.Way{}, fault.New(fault.Internal, "a request of type %T has not the subject that its method should have", req)
 		}
 		return find(ctx, r, q)
 	}
+}
+
+// at is of for what is on a node already: nothing is chosen.
+func at[T any](find func(ctx context.Context, r *Router, req T) (string, error)) finder {
+	return of(func(ctx context.Context, r *Router, req T) (forward.Way, error) {
+		node, err := find(ctx, r, req)
+		return forward.Way{Node: node}, err
+	})
 }
 
 func byID(ctx context.Context, r *Router, req interface{ GetId() string }) (string, error) {
@@ -65,27 +76,22 @@ func byVM(ctx context.Context, r *Router, req interface{ GetVmId() string }) (st
 	return r.vm(ctx, req.GetVmId())
 }
 
-func bySource(ctx context.Context, r *Router, req *pb.CloneRequest) (string, error) {
+func bySource(ctx context.Context, r *Router, req *pb.CloneRequest) (forward.Way, error) {
 	if node, held, err := r.holder(ctx, req.GetTargetName()); held || err != nil {
-		return node, err
+		return forward.Way{Node: node}, err
 	}
-	return r.vm(ctx, req.GetSourceVmId())
+	return r.place(ctx, req)
 }
 
 func byTask(_ context.Context, r *Router, req *pb.TaskStatusRequest) (string, error) {
 	return r.task(req.GetTask().GetId()), nil
 }
 
-func byName(ctx context.Context, r *Router, req *pb.CreateRequest) (string, error) {
+func byName(ctx context.Context, r *Router, req *pb.CreateRequest) (forward.Way, error) {
 	if node, held, err := r.holder(ctx, req.GetName()); held || err != nil {
-		return node, err
+		return forward.Way{Node: node}, err
 	}
-	image, ierr := spec.DecodeImage(req.GetImageJson())
-	placement, perr := spec.DecodePlacement(req.GetPlacementJson())
-	if ierr != nil || perr != nil {
-		return r.cfg.Node, nil // the handler refuses it, in its own words
-	}
-	return r.source(ctx, image, placement), nil
+	return r.place(ctx, req)
 }
 
 // byTarget is for what makes something under a name out of what is not in the cluster yet.

@@ -31,12 +31,25 @@ type Router interface {
 	// Route says which node answers this request of a method
 	// ("/package.Service/Method"). For a request that another agent has
 	// forwarded, Forwarded(ctx) says so.
-	Route(ctx context.Context, method string, req any) (node string, err error)
+	Route(ctx context.Context, method string, req any) (Way, error)
+	// Answered is told what became of a request whose Way was a choice: nil, the
+	// error of the node that was asked, or a *PeerError.
+	Answered(ctx context.Context, way Way, err error)
 	// Refresh looks at the world anew: the next Route must not answer from what
 	// was known before.
 	Refresh(ctx context.Context) error
 	// Unreachable is the answer to a request whose node cannot be asked.
 	Unreachable(ctx context.Context, u Unreachable) (resp any, err error)
+}
+
+// A Way is where a request goes.
+type Way struct {
+	Node string
+	// Note is set if Node was chosen among several that would do: it says why or
+	// for what, in the Router's own words, and the handler finds it with Note.
+	// If the node sends the request elsewhere, or cannot be asked, the Router
+	// chooses again.
+	Note string
 }
 
 // Unreachable is a request that its node did not answer.

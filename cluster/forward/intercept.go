@@ -15,8 +15,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
-// maxHops is how many nodes are asked for one request.
-const maxHops = 2
+const (
+	// maxHops is how many nodes are asked for one request that belongs to one.
+	maxHops = 2
+	// maxChoices is how many are asked that were chosen.
+	maxChoices = 4
+)
 
 // answerTypes finds the type of each method's answer by the services'
 // descriptors, which come with their generated code.
@@ -96,12 +100,12 @@ func (r request) signed(ctx context.Context, answer func(context.Context) (any, 
 
 // here handles a forwarded request, or says where it belongs.
 func (r request) here(ctx context.Context) (any, error) {
-	node, err := r.cfg.Router.Route(ctx, r.method, r.req)
+	way, err := r.cfg.Router.Route(ctx, r.method, r.req)
 	if err != nil {
 		return nil, err
 	}
-	if node != r.cfg.Node {
-		return nil, Elsewhere(node, "this belongs to node "+node)
+	if way.Node != r.cfg.Node {
+		return nil, Elsewhere(way.Node, "this belongs to node "+way.Node)
 	}
 	return r.handler(ctx, r.req)
 }
@@ -109,39 +113,72 @@ func (r request) here(ctx context.Context) (any, error) {
 // anywhere asks the node whose the request is. A node that sends it elsewhere
 // has done nothing, so another can be asked.
 func (r request) anywhere(ctx context.Context) (any, error) {
-	node, err := r.cfg.Router.Route(ctx, r.method, r.req)
+	way, err := r.cfg.Router.Route(ctx, r.method, r.req)
 	for hop := 1; ; hop++ {
 		if err != nil {
 			return nil, err
 		}
-		resp, answer := r.at(ctx, node)
+		resp, answer := r.at(ctx, way)
 		hint, elsewhere := IsElsewhere(answer)
 		if !elsewhere {
 			return resp, answer
 		}
-		if hop == maxHops {
-			return nil, status.Errorf(codes.Aborted, "it keeps moving: node %s, the second to be asked, sends it elsewhere too (%s); try again", node, status.Convert(answer).Message())
+		if hop >= maxHops && way.Note == "" || hop == maxChoices {
+			return nil, status.Errorf(codes.Aborted, "it keeps moving: node %s, the last of %d that were asked, sends it elsewhere too (%s); try again", way.Node, hop, status.Convert(answer).Message())
 		}
-		node, err = r.next(ctx, node, hint)
+		way, err = r.next(ctx, way.Node, hint)
 	}
 }
 
 // next is where a request goes that node sends elsewhere. The look-up counts,
 // unless it still says the same: then the node that was named is the better
 // guess.
-func (r request) next(ctx context.Context, node, hint string) (string, error) {
+func (r request) next(ctx context.Context, node, hint string) (Way, error) {
 	if err := r.cfg.Router.Refresh(ctx); err != nil {
 		r.cfg.Log.WarnContext(ctx, "cannot look anew for the node of a request", "rpc", r.method, "error", err)
 	}
 	next, err := r.cfg.Router.Route(ctx, r.method, r.req)
-	if hint != "" && (err != nil || next == node) {
-		return hint, nil
+	if hint != "" && (err != nil || next.Node == node) {
+		return Way{Node: hint}, nil
 	}
 	return next, err
 }
 
-// at lets one node answer the request: us or another.
-func (r request) at(ctx context.Context, node string) (any, error) {
+// at lets one node answer the request: us or another. Of a choice the Router
+// learns what it came to.
+func (r request) at(ctx context.Context, way Way) (any, error) {
+	if way.Note == "" {
+		return r.ask(ctx, way.Node)
+	}
+	ctx = context.WithValue(ctx, noteOf{}, way.Note)
+	resp, err := r.asked(ctx, way.Node)
+	r.cfg.Router.Answered(ctx, way, err)
+	if down, ok := errors.AsType[*PeerError](err); ok {
+		if !down.Sent {
+			return nil, Elsewhere("", down.Error())
+		}
+		return r.unreachable(ctx, down)
+	}
+	return resp, err
+}
+
+// ask is asked, with an answer for a node that cannot be.
+func (r request) ask(ctx context.Context, node string) (any, error) {
+	resp, err := r.asked(ctx, node)
+	if down, ok := errors.AsType[*PeerError](err); ok {
+		return r.unreachable(ctx, down)
+	}
+	return resp, err
+}
+
+func (r request) unreachable(ctx context.Context, down *PeerError) (any, error) {
+	return r.cfg.Router.Unreachable(ctx, Unreachable{
+		Method: r.method, Req: r.req, Node: down.Node, Since: down.Since, Err: down.Err, Sent: down.Sent,
+	})
+}
+
+// asked is what a node answers: we or another.
+func (r request) asked(ctx context.Context, node string) (any, error) {
 	if node == r.cfg.Node {
 		return r.handler(ctx, r.req)
 	}
@@ -151,14 +188,8 @@ func (r request) at(ctx context.Context, node string) (any, error) {
 		return nil, status.Errorf(codes.Internal, "forward to %s: %s is not described in this program", node, r.method)
 	}
 	resp := answer.New().Interface()
-	err := r.exchange(ctx, node, r.method, req, resp)
-	if err == nil {
-		return resp, nil
+	if err := r.exchange(ctx, node, r.method, req, resp); err != nil {
+		return nil, err
 	}
-	if down, ok := errors.AsType[*PeerError](err); ok {
-		return r.cfg.Router.Unreachable(ctx, Unreachable{
-			Method: r.method, Req: r.req, Node: node, Since: down.Since, Err: down.Err, Sent: down.Sent,
-		})
-	}
-	return nil, err
+	return resp, nil
 }

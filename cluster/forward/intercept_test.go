@@ -298,11 +298,11 @@ func TestElsewhere(t *testing.T) {
 		{name: "our own handler lost it, without a hint", now: views{"pve1": "pve1", "pve3": "pve3"}, hints: views{"pve1": ""}, refreshed: "pve3", want: "pve3", refresh: 1},
 		{
 			name: "twice", now: views{"pve1": "pve2", "pve2": "pve3", "pve3": "pve2"}, refresh: 1,
-			want: "Aborted: it keeps moving: node pve3, the second to be asked, sends it elsewhere too (pve3: this belongs to node pve2); try again",
+			want: "Aborted: it keeps moving: node pve3, the last of 2 that were asked, sends it elsewhere too (pve3: this belongs to node pve2); try again",
 		},
 		{
 			name: "twice in our own handler", now: views{"pve1": "pve1"}, hints: views{"pve1": ""}, refresh: 1,
-			want: "Aborted: it keeps moving: node pve1, the second to be asked, sends it elsewhere too (moved); try again",
+			want: "Aborted: it keeps moving: node pve1, the last of 2 that were asked, sends it elsewhere too (moved); try again",
 		},
 	}
 	for _, tt := range tests {

@@ -22,6 +22,8 @@ const (
 	answeredKey = "pve-rigaud-answered-by"
 	// partKey is there when the agent that asks asks the others too, for their parts of one answer.
 	partKey = "pve-rigaud-part"
+	// noteKey holds the Note of the Way that the request came.
+	noteKey = "pve-rigaud-note-bin"
 )
 
 // passedOn are the W3C's trace context, which goes where the request goes.
@@ -31,6 +33,7 @@ var passedOn = []string{"traceparent", "tracestate"}
 type origin struct {
 	node, client string
 	part         bool
+	note         string
 }
 
 // partOf is the key of a mark in a context: the call made with it is for a part
@@ -39,6 +42,19 @@ type partOf struct{}
 
 // originOf is the key of an origin in a context.
 type originOf struct{}
+
+// noteOf is the key of a Way's note in a context.
+type noteOf struct{}
+
+// Note is what the Router that chose this node said to the handler, "" if
+// nothing was chosen.
+func Note(ctx context.Context) string {
+	if note, ok := ctx.Value(noteOf{}).(string); ok {
+		return note
+	}
+	o, _ := ctx.Value(originOf{}).(origin)
+	return o.note
+}
 
 // Client is the identity of the client whose request ctx is, as the agent says
 // that has forwarded it. It is false if nobody has: then the direct caller is
@@ -85,6 +101,9 @@ func (f *Forwarder) received(ctx context.Context) (_ context.Context, ok bool, e
 		return ctx, false, status.Errorf(codes.FailedPrecondition, "node %s forwards this without saying for which client", node)
 	}
 	o := origin{node: node, client: client[0], part: len(metadata.ValueFromIncomingContext(ctx, partKey)) > 0}
+	if note := metadata.ValueFromIncomingContext(ctx, noteKey); len(note) == 1 {
+		o.note = note[0]
+	}
 	return context.WithValue(ctx, originOf{}, o), true, nil
 }
 
@@ -97,6 +116,9 @@ func (f *Forwarder) marked(ctx context.Context) context.Context {
 	md := metadata.MD{markerKey: {f.cfg.Node}, clientKey: {client}}
 	if _, part := ctx.Value(partOf{}).(bool); part {
 		md[partKey] = []string{"1"}
+	}
+	if note, ok := ctx.Value(noteOf{}).(string); ok {
+		md[noteKey] = []string{note}
 	}
 	for _, key := range passedOn {
 		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {

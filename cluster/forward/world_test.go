@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -275,6 +276,8 @@ type router struct {
 	failing  error // of Refresh
 	down     []Unreachable
 	received []context.Context
+	choices  map[string][]string // by VM: nodes that would do, best first
+	answered []answeredWay
 }
 
 func (r *router) set(vm, node string) {
@@ -293,20 +296,49 @@ func (r *router) later(vm, node string) {
 	r.next[vm] = node
 }
 
-func (r *router) Route(ctx context.Context, _ string, req any) (string, error) {
+func (r *router) Route(ctx context.Context, _ string, req any) (Way, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked++
 	r.received = append(r.received, ctx)
 	vm, ok := req.(*testpb.SimpleRequest)
 	if !ok {
-		return r.owners[""], nil
+		return Way{Node: r.owners[""]}, nil
 	}
-	node, known := r.owners[string(vm.GetPayload().GetBody())]
+	name := string(vm.GetPayload().GetBody())
+	if choices := r.choices[name]; len(choices) > 0 {
+		return r.choose(ctx, choices)
+	}
+	node, known := r.owners[name]
 	if !known || node == "" {
-		return "", status.Error(codes.NotFound, "no such VM")
+		return Way{}, status.Error(codes.NotFound, "no such VM")
 	}
-	return node, nil
+	return Way{Node: node}, nil
+}
+
+// choose takes the first node that has not been a wrong choice. One that was chosen by another agent agrees.
+func (r *router) choose(ctx context.Context, nodes []string) (Way, error) {
+	if _, sent := Forwarded(ctx); sent && Note(ctx) != "" {
+		return Way{Node: r.node}, nil
+	}
+	for _, node := range nodes {
+		if !slices.ContainsFunc(r.answered, func(a answeredWay) bool { return a.way.Node == node && a.err != nil }) {
+			return Way{Node: node, Note: "chosen " + node}, nil
+		}
+	}
+	return Way{}, status.Error(codes.FailedPrecondition, "no node fits")
+}
+
+// An answeredWay is what a router was told of a choice.
+type answeredWay struct {
+	way Way
+	err error
+}
+
+func (r *router) Answered(_ context.Context, way Way, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.answered = append(r.answered, answeredWay{way, err})
 }
 
 func (r *router) Refresh(context.Context) error {

@@ -137,9 +137,10 @@ func (q *question) reaches(n *Node, r *refusals) {
 	r.add(filterSource, "has no "+source.Name)
 }
 
+// cpus looks at what PVE looks at when a VM starts. More CPUs than the host has will never fit: that is no lack of room.
 func (q *question) cpus(n *Node, r *refusals) {
 	if has := n.cpus(); has > 0 && q.want.CPUs > has {
-		r.lack(filterCPUs, "CPUs (needs %d, has %d)", q.want.CPUs, has)
+		r.add(filterCPUs, "CPUs (needs %d, has %d)", q.want.CPUs, has)
 	}
 }
 

@@ -338,7 +338,7 @@ func TestFits(t *testing.T) {
 	w := Want{Memory: 300 * gibi, CPUs: 65, Only: []string{"pve9"}, OnlyWhy: `Host "pve9"`}
 	want := []Reason{
 		{Filter: "only", Text: `is ruled out by Host "pve9"`},
-		{Filter: "cpus", Text: "CPUs (needs 65, has 64)", Capacity: true},
+		{Filter: "cpus", Text: "CPUs (needs 65, has 64)"},
 		{Filter: "memory", Text: "memory (needs 300.0 GiB, 256.0 free)", Capacity: true},
 		{Filter: "vms", Text: `VMs (has 4, policy "default" allows 4)`, Capacity: true},
 	}

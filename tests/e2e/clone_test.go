@@ -173,13 +173,13 @@ func TestCloneRefuses(t *testing.T) {
 		"no such source":  {copyOf("8888", "x"), codes.NotFound, []string{"8888"}},
 		"no id":           {copyOf("web-01", "x"), codes.InvalidArgument, []string{"web-01"}},
 		"no name":         {copyOf(source, ""), codes.InvalidArgument, []string{"target_name"}},
-		"a policy":        {copyOf(source, "x", func(r *providerpb.CloneRequest) { r.PlacementJson = `{"name":"spread"}` }), codes.FailedPrecondition, []string{"placement_json", "spread"}},
+		"a policy":        {copyOf(source, "x", func(r *providerpb.CloneRequest) { r.PlacementJson = `{"name":"spread"}` }), codes.FailedPrecondition, []string{"placement policy", "spread"}},
 		"a secret":        {copyOf(source, "x", customized(`{"userData":{"cloudInit":{"secretRef":{"name":"s"}}}}`)), codes.InvalidArgument, []string{"secretRef"}},
 		"sysprep":         {copyOf(source, "x", customized(`{"sysprep":{"enabled":true}}`)), codes.InvalidArgument, []string{"sysprep"}},
 		"ignition":        {copyOf(source, "x", customized(`{"userData":{"ignition":{"inline":"{}"}}}`)), codes.InvalidArgument, []string{"ignition"}},
 		"guest commands":  {copyOf(source, "x", customized(`{"guestCommands":[{"command":"true"}]}`)), codes.InvalidArgument, []string{"guestCommands"}},
 		"certificates":    {copyOf(source, "x", customized(`{"certificates":[{"name":"ca","data":"x"}]}`)), codes.InvalidArgument, []string{"certificates"}},
-		"too many CPUs":   {copyOf(source, "x", func(r *providerpb.CloneRequest) { r.ClassJson = `{"cpu":64,"memory":"1Gi"}` }), codes.FailedPrecondition, []string{"class_json: cpu"}},
+		"too many CPUs":   {copyOf(source, "x", func(r *providerpb.CloneRequest) { r.ClassJson = `{"cpu":64,"memory":"1Gi"}` }), codes.FailedPrecondition, []string{"CPUs (needs 64, has 16)"}},
 		"a wrong address": {copyOf(source, "x", customized(`{"networks":[{"name":"a","ipAddress":"192.0.2"}]}`)), codes.InvalidArgument, []string{"networks[0].ipAddress"}},
 	} {
 		t.Run(name, func(t *testing.T) { refused(t, s.within(t).tryClone(tc.request), tc.code, tc.says...) })

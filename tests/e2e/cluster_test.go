@@ -57,8 +57,8 @@ func TestAnyNodeAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := assemble(t, with)
-			id := c.at["pve2"].create(request("web-01", from("9001"))) // on shared storage
-			c.owned(10000, "pve1")                                     // where the template is
+			id := c.at["pve2"].create(request("web-01", from("9001"), placed("pve1"))) // on shared storage
+			c.owned(10000, "pve1")
 			for _, node := range []string{"pve1", "pve2", "pve3"} {
 				if again := c.at[node].create(request("web-01", from("9001"))); again != id {
 					t.Errorf("create through %s: %s, the first was %s", node, again, id)
@@ -118,7 +118,7 @@ func TestACreationIsKnownEverywhere(t *testing.T) {
 // TestOneNameThroughThreeNodesAtOnce: two of the three may see nothing of the others' claims when they look.
 func TestOneNameThroughThreeNodesAtOnce(t *testing.T) {
 	t.Parallel()
-	c := assemble(t, fuse)
+	c := assemble(t, fuse, setting{sim: func(c *pvesim.Config) { c.Memory = 1 << 40 }})
 	for round := range 20 {
 		name := fmt.Sprintf("web-%02d", round)
 		var (

@@ -234,15 +234,15 @@ func TestACreateThatCannotWork(t *testing.T) {
 	}{
 		"unknown template":                {from("9999"), codes.NotFound, []string{"9999"}},
 		"unknown template name":           {from("no-such"), codes.NotFound, []string{`"no-such"`}},
-		"a template of another node":      {from("9500"), codes.FailedPrecondition, []string{"9500", "pve2", "agent"}},
+		"a template of another node":      {from("9500"), codes.FailedPrecondition, []string{"far-away", "pve2", "agent"}},
 		"one of another node by its name": {from("far-away"), codes.FailedPrecondition, []string{"far-away", "pve2", "agent"}},
 		"a template without a disk":       {from("9501"), codes.FailedPrecondition, []string{"diskless"}},
 		"a locked template":               {from("9502"), codes.FailedPrecondition, []string{"9502", "locked (backup)"}},
 		"a container":                     {from("9503"), codes.FailedPrecondition, []string{"9503", "container"}},
 		"unknown storage":                 {on("no-such"), codes.FailedPrecondition, []string{"Datastore", `"no-such"`}},
 		"a storage without images":        {on("isos"), codes.FailedPrecondition, []string{"Datastore", `"isos"`, "images"}},
-		"a storage of another node":       {on("elsewhere"), codes.FailedPrecondition, []string{"Datastore", `"elsewhere"`, "pve1"}},
-		"a disabled storage":              {on("off"), codes.FailedPrecondition, []string{"Datastore", `"off"`}},
+		"a storage of another node":       {on("elsewhere"), codes.FailedPrecondition, []string{"elsewhere", "pve1"}},
+		"a disabled storage":              {on("off"), codes.FailedPrecondition, []string{"off", "pve1"}},
 		"a number that is none":           {from("99999999999999999999"), codes.NotFound, []string{"99999999999999999999"}},
 		"an empty image": {func(r *providerpb.CreateRequest) {
 			r.ImageJson = `{"TemplateName":"","Path":"","URL":"","Format":"template","Checksum":"","ChecksumType":"sha256"}`

@@ -140,7 +140,7 @@ func TestCreateRefusesMoreCPUsThanANodeHas(t *testing.T) {
 	s := start(t)
 	before := s.inventory()
 	s.silent("a wish that no node can fulfil", func() {
-		refused(t, s.tryCreate(request("web-01", class(`{"CPU":17,"MemoryMiB":512}`))), codes.FailedPrecondition, "17", "16 CPUs")
+		refused(t, s.tryCreate(request("web-01", class(`{"CPU":17,"MemoryMiB":512}`))), codes.FailedPrecondition, "CPUs (needs 17, has 16)")
 	})
 	s.nothingLeft(before)
 }

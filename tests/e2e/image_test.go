@@ -146,7 +146,7 @@ func TestImageReplicas(t *testing.T) {
 			t.Errorf("staged and not removed: %v", left)
 		}
 	}
-	id := c.at["pve2"].create(request("web-02", from("linux-template")))
+	id := c.at["pve2"].create(request("web-02", from("linux-template"), placed("pve2")))
 	c.owned(vmid(t, id), "pve2") // from the replica there
 }
 

@@ -179,6 +179,11 @@ func from(template string) func(*providerpb.CreateRequest) {
 	}
 }
 
+// placed limits a request to a node, or a group of nodes.
+func placed(node string) func(*providerpb.CreateRequest) {
+	return func(r *providerpb.CreateRequest) { r.PlacementJson = `{"Cluster":"` + node + `"}` }
+}
+
 // class gives a request a class.
 func class(json string) func(*providerpb.CreateRequest) {
 	return func(r *providerpb.CreateRequest) { r.ClassJson = json }

@@ -1,4 +1,4 @@
-package guest
+package task
 
 import (
 	"context"
@@ -140,7 +140,7 @@ func TestTaskIsStartedOnce(t *testing.T) {
 					if tc.blind {
 						task.find = nil
 					}
-					err := ops.Retry(ctx, passing, task.attempt)
+					err := ops.Retry(ctx, Passing, task.Attempt)
 					if !errors.Is(err, tc.err) || (err == nil) != (tc.err == nil) {
 						t.Errorf("ended with %v, want %v", err, tc.err)
 					}
@@ -157,8 +157,8 @@ func TestTaskIsStartedOnce(t *testing.T) {
 	}
 }
 
-func (s *script) task(step *ops.StepRun) *pveTask {
-	return &pveTask{
+func (s *script) task(step *ops.StepRun) *Task {
+	return &Task{
 		step: step, known: pve.UPID(step.UPID), unsure: step.Again,
 		wait: func(_ context.Context, u pve.UPID) error { return s.next("wait "+string(u), &s.wait).err },
 		find: func(context.Context) (pve.UPID, bool, error) {

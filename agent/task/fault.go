@@ -1,9 +1,6 @@
-package guest
+package task
 
 import (
-	"errors"
-	"fmt"
-
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/pve"
 )
@@ -28,9 +25,9 @@ var reasons = map[pve.Kind]fault.Reason{
 	pve.KindUnreachable: fault.Unavailable,
 }
 
-// explain turns an error of the PVE client into a failure that names the act, the thing, the reason and, where it
-// helps, the next step.
-func explain(act string, err error) error {
+// Explain turns an error of the PVE client into a failure that names the act, the thing, the reason and, where it
+// helps, the next step. act says what was tried.
+func Explain(act string, err error) error {
 	kind := pve.KindOf(err)
 	reason, ok := reasons[kind]
 	if !ok {
@@ -45,15 +42,9 @@ func explain(act string, err error) error {
 	return fault.New(reason, "%s: %w", act, err)
 }
 
-// Explain turns an error of the PVE client into a failure with its reason, for other rooms. act says what was tried.
-func Explain(act string, err error) error { return explain(act, err) }
-
-// passing reports whether an error may go away by itself while an operation waits: PVE restarts, a lock is held for
+// Passing reports whether an error of PVE may go away by itself while an operation waits: PVE restarts, a lock is held for
 // a moment, quorum is lost for a while.
-func passing(err error) bool {
-	if errors.Is(err, errUnsaid) {
-		return true
-	}
+func Passing(err error) bool {
 	switch pve.KindOf(err) {
 	case pve.KindUnreachable, pve.KindLockTimeout, pve.KindNoQuorum, pve.KindAuth, pve.KindTimeout, pve.KindNoTask:
 		return true
@@ -61,12 +52,3 @@ func passing(err error) bool {
 		return false
 	}
 }
-
-// underWay reports whether an error of waiting for a task leaves open how it ends. The task's own error is its end, and
-// so is that PVE knows it no more.
-func underWay(err error) bool {
-	_, ended := errors.AsType[*pve.TaskError](err)
-	return !ended && passing(err) && pve.KindOf(err) != pve.KindNoTask
-}
-
-func vmText(vmid int) string { return fmt.Sprintf("VM %d", vmid) }
