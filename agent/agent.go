@@ -147,7 +147,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 		Client: clientIdentity, Call: others.call, Passed: passed, Now: o.now, Log: log,
 	})
 	peers := &peer.Service{Snippets: snippet.NewService(snippets, others.peer), Admission: schedule, Volumes: images, Moves: drainer, Status: provider.Status}
-	nodes := others.newNodeService(records, tracker, images, places, drainer)
+	nodes := others.newNodeService(records, tracker, images, places, drainer, cordons)
 	reg.WatchGate(gate)
 	reg.WatchJournal(a.journal, engine)
 	a.rooms = []Task{watcher, cordons, tracker, a.monitor, schedule, engine, guests, images, snippets, a.capacity, others.gossip, others.forward}

@@ -15,6 +15,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/config"
+	"github.com/pve-rigaud/pve-rigaud/agent/cordon"
 	"github.com/pve-rigaud/pve-rigaud/agent/gossip"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest/status"
 	"github.com/pve-rigaud/pve-rigaud/agent/image"
@@ -150,10 +151,14 @@ func (f *fleet) ListVMs(ctx context.Context, node string) (*providerpb.ListVMsRe
 func (f *fleet) Asked(ctx context.Context) bool { return forward.Part(ctx) }
 
 // newNodeService wires what commands ask. They are shown what is known, however old.
-func (f *fleet) newNodeService(records *record.Store, tracker *status.Tracker, images *image.Images, places placer, drainer node.Maintenance) *node.Service {
+func (f *fleet) newNodeService(records *record.Store, tracker *status.Tracker, images *image.Images, places placer, drainer node.Maintenance, cordons *cordon.Store) *node.Service {
 	return node.New(node.Config{
 		Self: f.self, World: f.watcher.Latest, Records: records, Peers: f.gossip.Peers, Links: f.forward.Links, Images: images.Overview,
 		Scheduler: places, Maintenance: drainer,
+		Cordoned: func(node string) (cordoned, draining bool) {
+			c, is := cordons.Of(node)
+			return is, c.Draining
+		},
 		Power: func(ctx context.Context, vm *pmxcfs.VM) string {
 			st, err := tracker.State(ctx, vm.ID, status.Want{Lock: vm.Conf.Lock()})
 			if err != nil {
