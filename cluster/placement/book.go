@@ -45,7 +45,8 @@ type refusal struct {
 }
 
 // Reserve counts an amount on a node. The key is the placement's own; what was
-// reserved under it before is forgotten.
+// reserved under it before is forgotten. Who places the same VM again cancels
+// first, or it stands in its own way.
 func (b *Book) Reserve(key, node string, a Amount, now time.Time) {
 	if b.entries == nil {
 		b.entries = map[string]*entry{}
@@ -83,44 +84,46 @@ func (b *Book) Refuse(node, reason string, now time.Time) {
 
 // Apply sets Reserved, Recent and Refused of all nodes, and forgets what a newer
 // State shows and what is older than 2 min.
-func (b *Book) Apply(nodes []Node, now time.Time) {
+func (b *Book) Apply(nodes []Node, now time.Time) { b.apply(nodes, now) }
+
+// apply is Apply. It returns the indices of the nodes by name.
+func (b *Book) apply(nodes []Node, now time.Time) map[string]int {
 	maps.DeleteFunc(b.entries, func(_ string, e *entry) bool { return now.Sub(e.at) >= bookedFor })
 	maps.DeleteFunc(b.refusals, func(_ string, r refusal) bool { return now.Sub(r.at) >= refusalCounts })
+	at := make(map[string]int, len(nodes))
 	for i := range nodes {
 		n := &nodes[i]
 		n.Reserved, n.Recent, n.Refused = Amount{}, Amount{}, b.refusals[n.Name].reason
-		for key, e := range b.entries {
-			if e.node != n.Name {
-				continue
-			}
-			if e.over(n, now) {
-				delete(b.entries, key)
-				continue
-			}
-			e.addTo(n, now)
-		}
+		at[n.Name] = i
 	}
+	maps.DeleteFunc(b.entries, func(_ string, e *entry) bool {
+		i, known := at[e.node]
+		if !known {
+			return false
+		}
+		e.addTo(&nodes[i], now)
+		return e.over(&nodes[i], now)
+	})
+	return at
 }
 
 // Join is Apply, and adds the VMs that were identified to c.VMs where they are
 // not in it yet; Reserved.VMs counts the others only.
 func (b *Book) Join(c *Cluster, now time.Time) {
-	b.Apply(c.Nodes, now)
+	at := b.apply(c.Nodes, now)
 	type place struct {
 		node int
 		name string
 	}
 	missing := map[place]*VM{}
-	for i := range c.Nodes {
-		n := &c.Nodes[i]
-		for _, e := range b.entries {
-			if e.vm == nil || e.node != n.Name {
-				continue
-			}
-			missing[place{i, e.vm.Name}] = e.vm
-			if !e.counted(n) {
-				n.Reserved.VMs -= e.amount.VMs
-			}
+	for _, e := range b.entries {
+		i, known := at[e.node]
+		if !known || e.vm == nil {
+			continue
+		}
+		missing[place{i, e.vm.Name}] = e.vm
+		if n := &c.Nodes[i]; !e.counted(n) {
+			n.Reserved.VMs -= e.amount.VMs
 		}
 	}
 	if len(missing) == 0 {
@@ -130,9 +133,10 @@ func (b *Book) Join(c *Cluster, now time.Time) {
 		delete(missing, place{c.VMs[i].Node, c.VMs[i].Name})
 	}
 	there := len(c.VMs)
-	for at, vm := range missing {
+	c.VMs = slices.Clip(c.VMs) // somebody else may have the same VMs
+	for p, vm := range missing {
 		made := *vm
-		made.Node = at.node
+		made.Node = p.node
 		c.VMs = append(c.VMs, made)
 	}
 	slices.SortFunc(c.VMs[there:], func(a, b VM) int { return cmp.Or(a.Node-b.Node, strings.Compare(a.Name, b.Name)) })

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -156,6 +157,7 @@ func TestJoin(t *testing.T) {
 	b.Reserve("a", "pve2", db.Amount("pve2"), now)
 	b.Identify("a", db)
 	b.Identify("unknown", db)
+	b.Reserve("c", "pve1", Amount{VMs: 1}, now) // nobody tells which
 	second := Want{Name: "db-2", Tags: []string{"db"}, Memory: gibi}
 	look := func(what string, at time.Duration, vms []VM, want string) {
 		t.Helper()
@@ -164,7 +166,15 @@ func TestJoin(t *testing.T) {
 			c.Nodes[i].State.DigestAt = now.Add(at)
 		}
 		c.Nodes[0].Cordoned, c.Nodes[2].Cordoned = "cordoned", "cordoned"
+		c.VMs = slices.Grow(c.VMs, 5)
+		before := c.VMs
 		b.Join(&c, now.Add(at))
+		if before[:cap(before)][len(before)].Name != "" {
+			t.Errorf("%s: what is behind somebody else's VMs is written over", what)
+		}
+		if n := c.Nodes[0].Reserved.VMs; n != 1 {
+			t.Errorf("%s: %d VMs are reserved besides, want 1", what, n)
+		}
 		d := Place(c, second, s, now.Add(at))
 		if got := d.Rows[1]; len(got.Reasons) == 0 && want != "" || len(got.Reasons) > 0 && got.why() != want {
 			t.Errorf("%s: %q, want %q", what, got.why(), want)
