@@ -134,8 +134,8 @@ func (s *Source) world() (*pmxcfs.World, error) {
 	return world, nil
 }
 
-// promise adds up what the VMs of this node that run or are being made may use. Without a World it is what it was:
-// VMs go on running while /etc/pve is away.
+// promise adds up what the VMs of this node that run or are being made may use, and the memory of its containers; these
+// share CPUs, so none are promised to them. Without a World it is what it was: VMs go on running while /etc/pve is away.
 func (s *Source) promise(world *pmxcfs.World) Size {
 	if world == nil {
 		s.mu.Lock()
@@ -157,6 +157,7 @@ func (s *Source) promise(world *pmxcfs.World) Size {
 	for _, size := range making { // no config here yet
 		sum.add(size)
 	}
+	sum.Memory += s.containers()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.promised = sum

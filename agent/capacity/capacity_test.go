@@ -95,6 +95,27 @@ func TestPromisedCountsEachVMOnce(t *testing.T) {
 	}
 }
 
+func TestContainersTakeMemory(t *testing.T) {
+	h := newHost(t, "testdata/plain", nil)
+	s := New(h.cfg)
+	if d := s.Digest(); d.MemoryPromised != 0 {
+		t.Errorf("%d bytes promised without containers", d.MemoryPromised)
+	}
+	for name, text := range map[string]string{
+		"201/memory.max": "1073741824\n", "202/memory.max": "536870912\n", "203/memory.max": "max\n", "204/cgroup.procs": "", "memory.max": "7\n",
+		"monitor/memory.max": "7\n", "201/ns/memory.max": "7\n",
+	} {
+		put(t, filepath.Join(h.cfg.SysDir, "fs/cgroup/lxc", name), text)
+	}
+	d := s.Digest()
+	if d.MemoryPromised != gib+gib/2 || d.VCPUsPromised != 0 {
+		t.Errorf("%d bytes and %d vCPUs promised", d.MemoryPromised, d.VCPUsPromised)
+	}
+	if h.log.Len() != 0 {
+		t.Errorf("complaints:\n%s", &h.log)
+	}
+}
+
 func TestDigestWithoutPVE(t *testing.T) {
 	h := newHost(t, "testdata/plain", vms)
 	h.running[100] = true

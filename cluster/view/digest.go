@@ -36,7 +36,7 @@ type Digest struct {
 
 	MemoryFree     uint64 // bytes
 	MemoryTotal    uint64 // bytes
-	MemoryPromised uint64 // bytes that its VMs may use, running or starting
+	MemoryPromised uint64 // bytes that its VMs may use, running or starting, and its running containers
 	MemoryReserved uint64 // bytes that no VM gets: the least that ZFS keeps for its cache
 	VCPUs          uint32 // CPUs of the host
 	VCPUsPromised  uint32 // of its VMs, running or starting
