@@ -35,8 +35,13 @@ type question struct {
 	// Of vms only.
 	node      string
 	snapshots bool
-	image     string                        // of images only: the argument
-	argument  func(q *question, arg string) // takes the one argument there may be; nil: there may be none
+	image     string // of images only: the argument
+	// Of explain only: the argument. Of place only: what the VM is to be.
+	vm           string
+	place        nodepb.PlaceRequest
+	memory, disk string
+	check        func(q *question) error       // of the command line; nil: there is nothing to check
+	argument     func(q *question, arg string) // takes the one argument there may be; nil: there may be none
 	// ask returns the answer in its two forms: an object for JSON, and a function that writes it for people.
 	ask func(ctx context.Context, client nodepb.NodeClient, q *question) (object any, table func(io.Writer) error, err error)
 }
@@ -44,6 +49,14 @@ type question struct {
 // questions are the commands of that kind.
 func questions() map[string]*question {
 	return map[string]*question{
+		"explain": {
+			name: "explain", ask: askExplain, check: checkExplain, argument: func(q *question, arg string) { q.vm = arg },
+			summary: "explain VM: why a VM was made where it is, or was refused: what was found of each node. VM is a name, a number or an id",
+		},
+		"place": {
+			name: "place", ask: askPlace, check: checkPlace,
+			summary: "say where a VM would be made now, and what is found of each node",
+		},
 		"images": {
 			name: "images", ask: askImages, argument: func(q *question, arg string) { q.image = arg },
 			summary: "list what VMs are made from: which image is where, how large and old, and how many VMs share its disks; images NAME: that one",
@@ -65,6 +78,9 @@ func (q *question) flags() *pflag.FlagSet {
 	f.SetOutput(io.Discard)
 	f.BoolVar(&q.json, "json", false, "print one JSON object")
 	f.StringVar(&q.socket, "socket", defaultSocket, "the agent's unix `PATH`")
+	if q.name == "place" {
+		placeFlags(f, q)
+	}
 	if q.name == "vms" {
 		f.StringVar(&q.node, "node", "", "only the guests of `NODE`")
 		f.BoolVar(&q.snapshots, "snapshots", false, "the snapshots of each VM instead")
@@ -83,6 +99,9 @@ func (q *question) run(ctx context.Context, args []string, stdout, stderr io.Wri
 		q.argument(q, flags.Arg(0))
 	} else if err == nil && flags.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err == nil && q.check != nil {
+		err = q.check(q)
 	}
 	if err != nil {
 		say(stderr, fmt.Sprintf("pve-rigaud %s: %v\nSee: pve-rigaud %s --help\n", q.name, err, q.name))

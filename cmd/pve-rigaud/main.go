@@ -34,6 +34,8 @@ Usage:
   pve-rigaud members         list the nodes: who is in, and how old each one's capacity is
   pve-rigaud images [NAME]   list what VMs are made from, and on which nodes it is
   pve-rigaud vms             list the guests of the cluster, where they are, and who made them
+  pve-rigaud explain VM      why a VM was made where it is, or was refused
+  pve-rigaud place           where a VM would be made now (--cpu 4 --memory 8Gi --image debian-12)
   pve-rigaud cordon NODE     keep new VMs away from a node; uncordon NODE lets them come again
   pve-rigaud drain NODE      cordon a node, and move its VMs to other nodes while they run
   pve-rigaud restore NODE    uncordon a node, and move back what drain has moved away
