@@ -13,6 +13,9 @@ const (
 	refusalCounts = 10 * time.Second
 	// bookedFor is how long a reservation counts at most: what takes longer has failed, or its end was not told.
 	bookedFor = 2 * time.Minute
+	// takenWithin is when a node has taken a VM at the latest, if it takes it: who asked may hear of it much later, when
+	// the VM is made.
+	takenWithin = 5 * time.Second
 	// burstLasts is how long others are taken to do as this agent does: as old as what is known of the nodes may be.
 	burstLasts = 5 * time.Second
 	// storagesLag is how old a node's figures about its storages may be in its Facts: it asks PVE once a minute.
@@ -64,7 +67,7 @@ func (b *Book) Identify(key string, w Want) {
 }
 
 // Settle says that the node has taken it: a digest of it younger than now
-// counts it.
+// counts it. Without a word it is taken to have done so after 5 s.
 func (b *Book) Settle(key string, now time.Time) {
 	if e := b.entries[key]; e != nil {
 		e.settled = now
@@ -142,10 +145,17 @@ func (b *Book) Join(c *Cluster, now time.Time) {
 	slices.SortFunc(c.VMs[there:], func(a, b VM) int { return cmp.Or(a.Node-b.Node, strings.Compare(a.Name, b.Name)) })
 }
 
-// counted says whether the node's digest has the VM in it.
-func (e *entry) counted(n *Node) bool {
-	return !e.settled.IsZero() && n.State.DigestAt.After(e.settled)
+// taken is when the node has counted the VM.
+func (e *entry) taken() time.Time {
+	latest := e.at.Add(takenWithin)
+	if e.settled.IsZero() || e.settled.After(latest) {
+		return latest
+	}
+	return e.settled
 }
+
+// counted says whether the node's digest has the VM in it.
+func (e *entry) counted(n *Node) bool { return n.State.DigestAt.After(e.taken()) }
 
 // stored says whether the node's storages show its disks.
 func (e *entry) stored(n *Node) bool {
@@ -154,7 +164,7 @@ func (e *entry) stored(n *Node) bool {
 
 // over says whether everything of it is to be seen elsewhere.
 func (e *entry) over(n *Node, now time.Time) bool {
-	return now.Sub(e.at) >= burstLasts && e.counted(n) && e.stored(n) && (e.vm == nil || now.Sub(e.settled) >= vmsLag)
+	return now.Sub(e.at) >= burstLasts && e.counted(n) && e.stored(n) && (e.vm == nil || now.Sub(e.taken()) >= vmsLag)
 }
 
 func (e *entry) addTo(n *Node, now time.Time) {

@@ -31,7 +31,10 @@ func TestBook(t *testing.T) {
 		want              Amount
 	}{
 		"reserved":                            {func(*Book) {}, time.Second, 0, 0, booked},
-		"a newer digest says nothing of it":   {func(*Book) {}, 10 * time.Second, 9 * time.Second, 0, booked},
+		"a newer digest says nothing of it":   {func(*Book) {}, 5 * time.Second, 5 * time.Second, 0, booked},
+		"but after a while":                   {func(*Book) {}, 6 * time.Second, 5*time.Second + 1, 0, onDisk},
+		"the word came late":                  {settleAfter(20 * time.Second), 20 * time.Second, 5*time.Second + 1, 0, onDisk},
+		"its disks wait for the word":         {func(*Book) {}, 100 * time.Second, 99 * time.Second, 99 * time.Second, onDisk},
 		"taken, and not told yet":             {settleAfter(time.Second), 2 * time.Second, time.Second, 0, booked},
 		"taken and told":                      {settleAfter(time.Second), 2 * time.Second, time.Second + 1, 0, onDisk},
 		"what PVE says of storages is old":    {settleAfter(time.Second), 62 * time.Second, 61 * time.Second, 61 * time.Second, onDisk},
@@ -81,6 +84,10 @@ func TestBookForgets(t *testing.T) {
 	reserved(&b, 5*time.Second, time.Second, 0)
 	if len(b.entries) != 1 {
 		t.Errorf("%d entries, want that of the node that is gone", len(b.entries))
+	}
+	reserved(&b, 2*time.Minute-1, 0, 0)
+	if len(b.entries) != 1 {
+		t.Errorf("%d entries before 2 min are over", len(b.entries))
 	}
 	reserved(&b, 2*time.Minute, 0, 0)
 	if len(b.entries) != 0 || len(b.refusals) != 0 {
@@ -172,8 +179,8 @@ func TestJoin(t *testing.T) {
 		if before[:cap(before)][len(before)].Name != "" {
 			t.Errorf("%s: what is behind somebody else's VMs is written over", what)
 		}
-		if n := c.Nodes[0].Reserved.VMs; n != 1 {
-			t.Errorf("%s: %d VMs are reserved besides, want 1", what, n)
+		if n := c.Nodes[0].Reserved.VMs; (n == 1) != (at < takenWithin) {
+			t.Errorf("%s: %d VMs are reserved besides", what, n)
 		}
 		d := Place(c, second, s, now.Add(at))
 		if got := d.Rows[1]; len(got.Reasons) == 0 && want != "" || len(got.Reasons) > 0 && got.why() != want {

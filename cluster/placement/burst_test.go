@@ -19,6 +19,7 @@ type burst struct {
 	agents  []*agent
 	pending []event
 	ahead   uint64
+	making  time.Duration
 	made    int
 	retries int
 }
@@ -93,7 +94,11 @@ func (b *burst) admit(a *agent, w Want, n *Node) {
 		n.State.Digest.VCPUsPromised += uint32(w.CPUs)
 		b.made++
 	}
-	b.after(20*time.Millisecond, func() {
+	answer := 20 * time.Millisecond
+	if len(reasons) == 0 {
+		answer += b.making
+	}
+	b.after(answer, func() {
 		if len(reasons) == 0 {
 			a.book.Settle(w.Name, b.now)
 			return
@@ -110,22 +115,27 @@ func TestBurst(t *testing.T) {
 		nodes   int
 		memory  uint64 // of each node, in VMs
 		between time.Duration
-		ahead   uint64 // VMs that the first node has before
-		retries int    // at most
+		ahead   uint64        // VMs that the first node has before
+		making  time.Duration // until a VM that is taken is answered for
+		retries int           // at most
 	}{
-		"three nodes, all at once":                {3, 1000, 0, 0, 0},
-		"three nodes, in 4 s":                     {3, 1000, 20 * time.Millisecond, 0, 0},
-		"three nodes, in 20 s":                    {3, 1000, 100 * time.Millisecond, 0, 0},
-		"three nodes, one of them ahead":          {3, 1000, 0, 20, 0},
-		"three nodes, one of them ahead, in 20 s": {3, 1000, 100 * time.Millisecond, 20, 0},
-		"five nodes, all at once":                 {5, 1000, 0, 0, 0},
-		"five nodes, in 4 s":                      {5, 1000, 20 * time.Millisecond, 0, 0},
-		"three nodes that are full then, at once": {3, 67, 0, 0, 1000},
-		"three nodes that are full then, in 4 s":  {3, 67, 20 * time.Millisecond, 0, 1000},
+		"three nodes, all at once":                 {3, 1000, 0, 0, 0, 0},
+		"three nodes, in 4 s":                      {3, 1000, 20 * time.Millisecond, 0, 0, 0},
+		"three nodes, in 20 s":                     {3, 1000, 100 * time.Millisecond, 0, 0, 0},
+		"three nodes, one of them ahead":           {3, 1000, 0, 20, 0, 0},
+		"three nodes, one of them ahead, in 20 s":  {3, 1000, 100 * time.Millisecond, 20, 0, 0},
+		"three nodes, in 4 s, each made in 3 s":    {3, 1000, 20 * time.Millisecond, 0, 3 * time.Second, 0},
+		"three nodes, in 20 s, each made in 30 s":  {3, 1000, 100 * time.Millisecond, 0, 30 * time.Second, 0},
+		"three nodes, full then, each made in 3 s": {3, 67, 20 * time.Millisecond, 0, 3 * time.Second, 1000},
+		"five nodes, all at once":                  {5, 1000, 0, 0, 0, 0},
+		"five nodes, in 4 s":                       {5, 1000, 20 * time.Millisecond, 0, 0, 0},
+		"three nodes that are full then, at once":  {3, 67, 0, 0, 0, 1000},
+		"three nodes that are full then, in 4 s":   {3, 67, 20 * time.Millisecond, 0, 0, 1000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(3) {
 				b := newBurst(t, seed, tc.nodes, tc.memory, tc.ahead)
+				b.making = tc.making
 				b.start(tc.between)
 				b.run(time.Minute)
 				b.check(tc.retries)
