@@ -71,7 +71,7 @@ func (m *Images) pass(ctx context.Context) error {
 		if fault.Is(err, fault.NotFound) { // nothing is left of it; should its template come back, it lives again
 			continue
 		}
-		if err == nil && m.wanted(l.world, set) {
+		if err == nil && m.wanted(l.world, set) && !m.resting(img.Name) {
 			err = m.makeMissing(ctx, set)
 		}
 		if err == nil {
@@ -131,8 +131,8 @@ func (m *Images) makeMissing(ctx context.Context, set Set) error {
 	return err
 }
 
-// dropStale removes the replicas of this node that are out of date, when nothing is made of them any more: VMs that share
-// their disks keep them, and so does an image that has no newer one here while one is wanted.
+// dropStale removes the replicas of this node that are out of date, when nothing is made of them any more: those whose disks
+// VMs share stay for them.
 func (m *Images) dropStale(ctx context.Context, name string) error {
 	set, err := m.Resolve(ctx, name)
 	if err != nil {
@@ -142,21 +142,19 @@ func (m *Images) dropStale(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, member := range set.Members {
 		if !member.Replica || member.Node != m.cfg.Node && member.Record.Node != m.cfg.Node {
 			continue
 		}
 		switch {
 		case member.State == Missing && m.gone(ctx, world, member):
-			err = m.strike(ctx, name, member)
+			errs = append(errs, m.strike(ctx, name, member))
 		case member.State == Stale && member.Node == m.cfg.Node && len(clones(world, member.VM)) == 0:
-			err = m.replace(ctx, name, member)
-		}
-		if err != nil {
-			return err
+			errs = append(errs, m.replace(ctx, name, member))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // gone reports whether a replica certainly does not exist any more: another machine has its number, or none has.
@@ -170,6 +168,12 @@ func (m *Images) gone(ctx context.Context, world *pmxcfs.World, r Member) bool {
 
 // replace removes a replica that is out of date.
 func (m *Images) replace(ctx context.Context, name string, old Member) error {
+	if err := m.cfg.Watcher.Refresh(ctx); err != nil { // a VM may have been made of it a moment ago
+		return err
+	}
+	if world, err := m.cfg.Watcher.World(); err != nil || len(clones(world, old.VM)) > 0 {
+		return err
+	}
 	if err := m.destroy(ctx, old.VMID, old.Record.UUID); err != nil {
 		return err
 	}

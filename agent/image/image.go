@@ -63,9 +63,19 @@ type Images struct {
 	ready chan struct{}
 	sums  checksums
 
-	mu     sync.Mutex        // guards failed
-	failed map[string]string // by image: why a replica could not be made here
+	mu     sync.Mutex         // guards failed
+	failed map[string]failure // by image
 }
+
+// failure is why a replica could not be made here.
+type failure struct {
+	why   string
+	times int       // in a row
+	at    time.Time // the last time
+}
+
+// longestPause is how long a replica that could not be made is left alone at most.
+const longestPause = time.Hour
 
 // New returns the images and names the handler of their operations to the engine.
 func New(cfg Config) *Images {
@@ -87,7 +97,7 @@ func New(cfg Config) *Images {
 	if cfg.Cordoned == nil {
 		cfg.Cordoned = func(string) string { return "" }
 	}
-	m := &Images{cfg: cfg, log: cfg.Log, ready: make(chan struct{}), failed: map[string]string{}}
+	m := &Images{cfg: cfg, log: cfg.Log, ready: make(chan struct{}), failed: map[string]failure{}}
 	cfg.Ops.Handle(ops.Replica, m.makeReplica)
 	return m
 }

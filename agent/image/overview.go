@@ -174,7 +174,7 @@ func (l *lookup) underWay(set Set) []*nodepb.Replica {
 		}}
 	}
 	l.mu.Lock()
-	why := l.failed[set.Name]
+	why := l.failed[set.Name].why
 	l.mu.Unlock()
 	if _, here := set.On(l.cfg.Node); why == "" || here {
 		return nil

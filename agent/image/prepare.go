@@ -84,7 +84,7 @@ func (m *Images) asked(wish spec.ImagePrepare) (record.Image, error) {
 			field, value, wish.Name, wish.Name)
 	}
 	if p.FullClone != nil && !*p.FullClone {
-		return img, fault.New(fault.Precondition, "image_json: source.proxmox.fullClone: VMs are made as full copies of a template: leave it away, or make linked copies with a VMClone")
+		return img, fault.New(fault.Precondition, "image_json: source.proxmox.fullClone: VMs are full copies unless their class asks for linked ones: leave it away, and give the VMClass extraConfig proxmox.linked-clone")
 	}
 	img.Template, img.Node = p.TemplateName, p.Node
 	if p.TemplateID != nil {

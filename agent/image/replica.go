@@ -169,10 +169,21 @@ func (m *Images) quorate() error {
 func (m *Images) noteFailure(image string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.failed, image)
-	if err != nil {
-		m.failed[image] = err.Error()
+	if err == nil {
+		delete(m.failed, image)
+		return
 	}
+	m.failed[image] = failure{why: err.Error(), times: m.failed[image].times + 1, at: time.Now()}
+}
+
+// resting reports whether a replica could not be made a short while ago: the copying of large disks that PVE does not take
+// is not to be repeated for ever.
+func (m *Images) resting(image string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f, failed := m.failed[image]
+	pause := min(m.cfg.Every<<min(f.times, 16), longestPause)
+	return failed && time.Since(f.at) < pause
 }
 
 func (k *making) make(ctx context.Context) error {
@@ -182,8 +193,12 @@ func (k *making) make(ctx context.Context) error {
 		name string
 		do   func(context.Context, *ops.StepRun) error
 	}{
-		{stepChoose, k.choose}, {stepCopy, k.copy}, {stepImport, k.importDisks}, {stepTemplate, k.template},
-		{stepRecord, k.enter}, {stepTidy, k.tidy},
+		{stepChoose, k.choose},
+		{stepCopy, k.copy},
+		{stepImport, k.importDisks},
+		{stepTemplate, k.template},
+		{stepRecord, k.enter},
+		{stepTidy, k.tidy},
 	} {
 		if err := k.run.Step(ctx, s.name, s.do); err != nil {
 			return err

@@ -193,6 +193,9 @@ func (l *lookup) numbered(ctx context.Context, vmid int) (Set, error) {
 	if err != nil {
 		return Set{}, err
 	}
+	if img, ours := l.replica(vm); ours { // also one that is out of date, or that is a template only since the world was read
+		return l.recorded(img)
+	}
 	if !vm.Conf.Template() {
 		return l.alone(vm), nil
 	}

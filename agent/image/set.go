@@ -95,13 +95,13 @@ func compareBool(a, b bool) int {
 // Version tells whether a template is still the one that a replica was copied from: it changes when the template is made
 // anew, under the same number or another, and when its disks change.
 func Version(conf *pmxcfs.Conf) string {
-	h := sha256.New()
 	meta, _ := conf.Get("meta")
-	fmt.Fprintf(h, "%s\n%s\n", conf.SMBIOSUUID(), meta)
+	text := conf.SMBIOSUUID() + "\n" + meta + "\n"
 	for _, d := range copied(conf) {
-		fmt.Fprintf(h, "%s %s %d\n", d.Key, d.Volume, d.Size)
+		text += fmt.Sprintf("%s %s %d\n", d.Key, d.Volume, d.Size)
 	}
-	return hex.EncodeToString(h.Sum(nil))[:32]
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])[:32]
 }
 
 // copied are the drives of a template whose content a replica gets: disks, EFI and TPM stores.
@@ -109,7 +109,8 @@ func copied(conf *pmxcfs.Conf) []pmxcfs.Drive {
 	return slices.DeleteFunc(conf.Drives(), func(d pmxcfs.Drive) bool { return d.CDROM || d.CloudInit || d.Storage == "" })
 }
 
-// clones returns the VMs that share disks with a template: linked clones, whose drives name their base.
+// clones returns the VMs that share disks with a template: linked clones, whose drives name their base. On LVM-thin they
+// name none, and do not need it: there a copy stays whole without what it was copied from.
 func clones(world *pmxcfs.World, template *pmxcfs.VM) []int {
 	bases := map[string]bool{}
 	for _, d := range copied(template.Conf) {

@@ -150,10 +150,72 @@ func TestImageReplicas(t *testing.T) {
 	c.owned(vmid(t, id), "pve2") // from the replica there
 }
 
+func twoNodes(c *pvesim.Config) { c.Nodes = 2 }
+
+// TestImageRebuilt: replicas of a template that was rebuilt are replaced; one whose disks VMs share stays for those.
+func TestImageRebuilt(t *testing.T) {
+	t.Parallel()
+	s := raise(t, setting{sim: twoNodes})
+	with := setting{flags: replicas.flags, options: replicas.options}
+	s.startAgent(with)
+	s.startAgentOn("pve2", with)
+	s.create(request("web-01"))
+	first := s.replicaOn("pve2")
+	c, err := s.agent.Provider.Clone(s.ctx, copyOf(fmt.Sprint(first.VMID), "shares", linked))
+	s.must(err)
+	if failure := s.outcome(c.GetTask()); failure != "" {
+		t.Fatal(failure)
+	}
+	rebuild := func(uuid string) {
+		s.must(s.sim.SetConfig(template, map[string]string{"smbios1": "uuid=" + uuid}))
+	}
+	rebuild("11111111-89ab-cdef-0123-456789abcdef")
+	s.eventually("a replica of the new one", func() bool { return len(s.images()["linux-template"].Replicas) == 2 })
+	second := s.images()["linux-template"].Replicas[1]
+	if second.Of == first.Of || second.VMID == first.VMID {
+		t.Errorf("second %+v, first %+v", second, first)
+	}
+	clones := s.watch("POST", "/nodes/pve2/qemu/*/clone")
+	s.create(request("web-02", from(fmt.Sprint(second.VMID)))) // a number of one means the image: pve1 has the template
+	if got := clones(); len(got) != 0 {
+		t.Errorf("cloned by %q", got)
+	}
+	rebuild("22222222-89ab-cdef-0123-456789abcdef")
+	s.eventually("the second is replaced, the first stays", func() bool {
+		r := s.images()["linux-template"].Replicas
+		return len(r) == 2 && r[0].VMID == first.VMID && r[1].VMID != second.VMID
+	})
+	if _, there := s.sim.Owner(second.VMID); there {
+		t.Errorf("template %d is still there", second.VMID)
+	}
+	s.must(s.delete(c.GetTargetVmId()))
+	s.eventually("the first goes with the last VM that shares its disks", func() bool { return len(s.images()["linux-template"].Replicas) == 1 })
+	if _, there := s.sim.Owner(first.VMID); there {
+		t.Errorf("template %d is still there", first.VMID)
+	}
+	if _, there := s.sim.Owner(template); !there {
+		t.Error("the administrator's template is gone")
+	}
+}
+
+// replicaOn waits for the replica of a node.
+func (s *stage) replicaOn(node string) (r record.Replica) {
+	s.Helper()
+	s.eventually("a replica on "+node, func() bool {
+		for _, r = range s.images()["linux-template"].Replicas {
+			if r.Node == node {
+				return true
+			}
+		}
+		return false
+	})
+	return r
+}
+
 // fillTemplate writes into the template's disk.
 func (s *stage) fillTemplate(text string) {
 	s.Helper()
-	raw := filepath.Join(s.T.TempDir(), "raw")
+	raw := filepath.Join(s.TempDir(), "raw")
 	s.must(os.WriteFile(raw, []byte(strings.Repeat(text, 1<<16)), 0o600))
 	s.must(os.Truncate(raw, 64<<20))
 	out, err := exec.CommandContext(s.ctx, "qemu-img", "convert", "-O", "qcow2", raw, s.diskPath("pve1", template)).CombinedOutput()
