@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -15,6 +16,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 const (
@@ -24,6 +26,10 @@ const (
 	pollMin, pollMax = 50 * time.Millisecond, 2 * time.Second
 	// callTime is how long another agent may take for an answer.
 	callTime = 15 * time.Second
+	// calm is how long a VM is left alone before it is tried for a third time: what fails at once may be over soon.
+	calm = 5 * time.Second
+	// renewal is how often a target is asked to go on keeping room: a move may take hours.
+	renewal = 5 * time.Minute
 	// lookTime is how long a VM may be at neither node, as files go from one to the other.
 	lookTime = 10 * time.Second
 )
@@ -31,8 +37,11 @@ const (
 // moveOne moves one VM, and tries other nodes if the first one fails it.
 func (e *evacuation) moveOne(ctx context.Context, vmid int) error {
 	for {
+		if err := e.quorate(ctx); err != nil {
+			return err
+		}
 		m, ok := e.find(vmid)
-		if !ok || !m.open() {
+		if !ok || !m.open() || m.State == planned && e.now().Stopping {
 			return nil
 		}
 		vm, err := e.look(ctx, m)
@@ -48,6 +57,19 @@ func (e *evacuation) moveOne(ctx context.Context, vmid int) error {
 		}
 		if done, err := e.attempt(ctx, m, vm); done || err != nil {
 			return err
+		}
+	}
+}
+
+// quorate waits until /etc/pve can be read and changed, or nothing more is to be begun.
+func (e *evacuation) quorate(ctx context.Context) error {
+	for {
+		world, err := e.cfg.Watcher.World()
+		if err == nil && world.Quorate || e.now().Stopping {
+			return nil
+		}
+		if !sleep(ctx, pollMax) {
+			return ctx.Err()
 		}
 	}
 }
@@ -119,14 +141,25 @@ func (e *evacuation) attempt(ctx context.Context, m Move, vm *pmxcfs.VM) (done b
 	return e.judge(ctx, m, vm, began, err)
 }
 
-// send moves a VM that its target has room for.
+// send moves a VM that its target has room for, which is kept meanwhile: others make VMs at the same time.
 func (e *evacuation) send(ctx context.Context, m Move, vm *pmxcfs.VM) error {
-	release, err := e.admit(ctx, m, vm)
-	if err != nil {
+	if m.To == e.cfg.Node || !m.Running {
+		return e.transfer(ctx, m, vm)
+	}
+	cpus, _ := vm.Conf.CPUs()
+	req := &peerpb.AdmitRequest{Key: "move/" + m.ID, Memory: m.Memory, Cpus: uint32(max(cpus, 0)), Name: m.Name}
+	if err := e.admit(ctx, m.To, req); err != nil {
 		return err
 	}
-	defer release(ctx)
-	return e.transfer(ctx, m, vm)
+	var (
+		renewing sync.WaitGroup
+		ended    = make(chan struct{})
+	)
+	renewing.Go(func() { e.renew(ctx, m.To, req, ended) })
+	err := e.transfer(ctx, m, vm)
+	close(ended)
+	renewing.Wait()
+	return err
 }
 
 // judge looks where a VM is after it was sent; err is how that ended.
@@ -160,6 +193,9 @@ func (e *evacuation) failedOnce(ctx context.Context, m Move, vm *pmxcfs.VM, why 
 	if m.Tries+1 >= tries || e.run.Op().Kind == ops.Restore || e.now().Stopping {
 		return giveUp(reason)
 	}
+	if m.Tries > 0 && !sleep(ctx, calm) {
+		return true, ctx.Err()
+	}
 	if m.Avoid == nil {
 		m.Avoid = map[string]string{}
 	}
@@ -185,27 +221,36 @@ func plain(err error) string {
 	return err.Error()
 }
 
-// admit asks the target whether it has room, and has it kept until release: others make VMs at the same time. One that
-// cannot be asked is no reason not to try.
-func (e *evacuation) admit(ctx context.Context, m Move, vm *pmxcfs.VM) (release func(context.Context), err error) {
-	nothing := func(context.Context) {}
-	if m.To == e.cfg.Node || !m.Running {
-		return nothing, nil
+// admit asks a target whether it has room, and has it kept. One that cannot be asked is no reason not to try: PVE tells.
+func (e *evacuation) admit(ctx context.Context, target string, req *peerpb.AdmitRequest) error {
+	err := e.call(ctx, target, peerpb.Peer_Admit_FullMethodName, req, &peerpb.AdmitResponse{})
+	_, elsewhere := forward.IsElsewhere(err)
+	code := status.Code(err)
+	if elsewhere || code == codes.ResourceExhausted || code == codes.FailedPrecondition && !unanswered(err) {
+		return err
 	}
-	cpus, _ := vm.Conf.CPUs()
-	req := &peerpb.AdmitRequest{Key: "move/" + m.ID, Memory: m.Memory, Cpus: uint32(max(cpus, 0)), Name: m.Name}
-	err = e.call(ctx, m.To, peerpb.Peer_Admit_FullMethodName, req, &peerpb.AdmitResponse{})
-	if code := status.Code(err); code == codes.ResourceExhausted || code == codes.FailedPrecondition && !unanswered(err) {
-		return nothing, err
-	} else if err != nil {
-		return nothing, nil //nolint:nilerr // PVE tells
-	}
-	req.Release = true
-	return func(ctx context.Context) {
-		if err := e.call(ctx, m.To, peerpb.Peer_Admit_FullMethodName, req, &peerpb.AdmitResponse{}); err != nil {
-			e.cfg.Log.DebugContext(ctx, "room that was kept is given back by itself", "node", m.To, "err", err)
+	return nil
+}
+
+// renew has room kept until the move has ended, and then gives it back.
+func (e *evacuation) renew(ctx context.Context, target string, req *peerpb.AdmitRequest, ended <-chan struct{}) {
+	tick := time.NewTicker(renewal)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		case <-ended:
+			req = &peerpb.AdmitRequest{Key: req.GetKey(), Release: true}
 		}
-	}, nil
+		if err := e.call(ctx, target, peerpb.Peer_Admit_FullMethodName, req, &peerpb.AdmitResponse{}); err != nil {
+			e.cfg.Log.DebugContext(ctx, "room that is kept could not be renewed or given back", "node", target, "err", err)
+		}
+		if req.GetRelease() {
+			return
+		}
+	}
 }
 
 func (e *evacuation) call(ctx context.Context, node, method string, req, resp messages) error {

@@ -112,24 +112,14 @@ func TestCordonThroughAnotherNode(t *testing.T) {
 	_, err = c.root("pve1").Cordon(c.ctx, &nodepb.CordonRequest{Node: "pve9"})
 	refused(t, err, codes.NotFound, `no node "pve9"`)
 	c.at["pve2"].agent = c.startAgentOn("pve2")
-	cordoned := func(by string) bool {
-		resp, err := c.root(by).Members(c.ctx, &nodepb.MembersRequest{})
-		c.must(err)
-		for _, m := range resp.GetMembers() {
-			if m.GetName() == "pve2" {
-				return m.GetCapacity().GetCordoned() && !m.GetCapacity().GetDraining()
-			}
-		}
-		return false
-	}
-	c.eventually("pve2 tells that it is cordoned", func() bool { return cordoned("pve2") && cordoned("pve3") })
+	c.eventually("pve2 tells that it is cordoned", func() bool { return c.at["pve2"].cordoned("pve2") && c.at["pve3"].cordoned("pve2") })
 	if !c.inService("pve2") {
 		t.Error("a node that is only cordoned is left by balancers")
 	}
 	if resp, err := c.root("pve3").Cordon(c.ctx, &nodepb.CordonRequest{Node: "pve2", Uncordon: true}); err != nil || !resp.GetChanged() {
 		t.Errorf("uncordon: %v, %v", resp, err)
 	}
-	c.eventually("the cordon is lifted", func() bool { return !cordoned("pve2") })
+	c.eventually("the cordon is lifted", func() bool { return !c.at["pve2"].cordoned("pve2") })
 }
 
 // TestDrainAndRestore empties a node, whose agent then is left by balancers and answers all the same, and fills it again.
@@ -202,10 +192,17 @@ func TestDrainIsRefused(t *testing.T) {
 	})
 	root := c.root("pve2")
 	const plan = "101:planned, 102:stays (it uses a device or feature of its host (hostpci0)), 103:stays (it is a container)"
-	if resp, err := root.Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", DryRun: true}); err != nil || moves(resp) != plan {
-		t.Errorf("%v, %v", moves(resp), err)
+	for _, through := range []string{"pve1", "pve2"} {
+		resp, err := c.root(through).Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", DryRun: true})
+		if err != nil || moves(resp) != plan || resp.GetView().GetNode() != "pve2" {
+			t.Errorf("through %s: %v, %v", through, resp, err)
+		}
 	}
-	_, err := root.Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2"})
+	_, err := c.root("pve1").Drain(c.ctx, &nodepb.DrainRequest{Node: "pve9"})
+	refused(t, err, codes.NotFound, `no node "pve9"`)
+	_, err = c.root("pve3").Evacuation(c.ctx, &nodepb.EvacuationRequest{Node: "pve2"})
+	refused(t, err, codes.NotFound, "no drain or restore since its agent was started")
+	_, err = root.Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2"})
 	refused(t, err, codes.FailedPrecondition, "nothing was begun", "VM 102 (vm-102) stays: it uses a device or feature of its host (hostpci0)", "--force")
 	if c.where(101) != "101:pve2" || !c.inService("pve2") {
 		t.Error("a refused drain has done something")
@@ -252,6 +249,60 @@ func TestDrainIsStopped(t *testing.T) {
 	if end := c.ended(root, "pve2"); end.GetState() != "done" || c.where(101, 102, 103) != "101:pve2 102:pve2 103:pve2" {
 		t.Errorf("%v %s", end, c.where(101, 102, 103))
 	}
+}
+
+// TestDrainAndCordons: a target that is cordoned meanwhile gets no further VM, and who lifts the cordon of the node that is
+// drained stops the drain.
+func TestDrainAndCordons(t *testing.T) {
+	t.Parallel()
+	c := assemble(t)
+	c.fill("pve2", nil, true, 101, 102)
+	release := c.sim.HoldTasksOn("pve2", "qmigrate")
+	defer release()
+	root := c.root("pve2")
+	resp, err := root.Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", Parallel: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := resp.GetMoves()[1].GetTo()
+	other := map[string]string{"pve1": "pve3", "pve3": "pve1"}[target]
+	c.eventually("the first move is under way", func() bool { return c.sim.TaskCount("qmigrate") == 1 })
+	_, err = root.Cordon(c.ctx, &nodepb.CordonRequest{Node: target})
+	c.must(err)
+	c.eventually("the target knows of its cordon", func() bool { return c.at[target].cordoned(target) })
+	release()
+	if end := c.ended(root, "pve2"); end.GetState() != "done" || c.where(101) != "101:"+other {
+		t.Errorf("%v %s", end, c.where(101))
+	}
+
+	_, err = root.Cordon(c.ctx, &nodepb.CordonRequest{Node: target, Uncordon: true})
+	c.must(err)
+	c.fill("pve2", nil, true, 103, 104)
+	release = c.sim.HoldTasksOn("pve2", "qmigrate")
+	defer release()
+	if _, err := c.root("pve1").Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", Parallel: 1}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the third move is under way", func() bool { return c.sim.TaskCount("qmigrate") == 3 })
+	_, err = c.root("pve1").Cordon(c.ctx, &nodepb.CordonRequest{Node: "pve2", Uncordon: true})
+	c.must(err)
+	c.eventually("pve2 knows that it has no cordon any more", func() bool { return !c.at["pve2"].cordoned("pve2") })
+	release()
+	end := c.ended(root, "pve2")
+	if end.GetState() != "stopped" || !strings.Contains(end.GetMessage(), "cordon of the node was lifted") || moves(end) != "103:planned, 104:moved" || c.where(103) != "103:pve2" {
+		t.Errorf("%v %s", end, c.where(103))
+	}
+}
+
+// cordoned reports whether the agent tells that a node is cordoned.
+func (s *stage) cordoned(node string) bool {
+	s.Helper()
+	for _, m := range s.members() {
+		if m.GetName() == node {
+			return m.GetCapacity().GetCordoned()
+		}
+	}
+	return false
 }
 
 // TestDrainSurvivesItsAgent: the agent dies in the middle, and the next one goes on.
