@@ -211,7 +211,7 @@ func (e *evacuation) moveAll(ctx context.Context, check func(context.Context) er
 				return gctx.Err()
 			}
 			if m.State == planned {
-				if err := check(gctx); err != nil || e.now().Stopping {
+				if err := check(gctx); err != nil {
 					return err
 				}
 			}

@@ -341,6 +341,8 @@ func TestDocs(t *testing.T) {
 	doc := string(raw)
 	for name, object := range map[string]any{
 		"members": membersOf(&nodepb.MembersResponse{View: fine(), Members: manyMembers()}),
+		"drain":   evacuationOf(evacuated("drain", "done", "", "moved")),
+		"cordon":  cordonObject{},
 		"images":  imagesOf(&nodepb.ImagesResponse{View: fine(), Images: manyImages()}),
 		"vms":     vmsOf(&question{snapshots: true}, &nodepb.VMsResponse{View: fine(), Vms: append(manyVMs(), withSnapshots()...)}),
 	} {

@@ -251,12 +251,12 @@ func TestDrainIsStopped(t *testing.T) {
 	}
 }
 
-// TestDrainAndCordons: a target that is cordoned meanwhile gets no further VM, and who lifts the cordon of the node that is
-// drained stops the drain.
+// TestDrainAndCordons: a target that is cordoned meanwhile gets no further VM, a VM that is powered off meanwhile stays, and
+// who lifts the cordon of the node that is drained stops the drain.
 func TestDrainAndCordons(t *testing.T) {
 	t.Parallel()
 	c := assemble(t)
-	c.fill("pve2", nil, true, 101, 102)
+	c.fill("pve2", nil, true, 100, 101, 102)
 	release := c.sim.HoldTasksOn("pve2", "qmigrate")
 	defer release()
 	root := c.root("pve2")
@@ -270,9 +270,10 @@ func TestDrainAndCordons(t *testing.T) {
 	_, err = root.Cordon(c.ctx, &nodepb.CordonRequest{Node: target})
 	c.must(err)
 	c.eventually("the target knows of its cordon", func() bool { return c.at[target].cordoned(target) })
+	c.must(c.sim.KillVM(100))
 	release()
-	if end := c.ended(root, "pve2"); end.GetState() != "done" || c.where(101) != "101:"+other {
-		t.Errorf("%v %s", end, c.where(101))
+	if end := c.ended(root, "pve2"); end.GetState() != "done" || moves(end) != "101:moved, 102:moved" || c.where(100, 101) != "100:pve2-off 101:"+other {
+		t.Errorf("%v %s", end, c.where(100, 101))
 	}
 
 	_, err = root.Cordon(c.ctx, &nodepb.CordonRequest{Node: target, Uncordon: true})
