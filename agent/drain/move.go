@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -193,10 +194,7 @@ func (e *evacuation) failedOnce(ctx context.Context, m Move, vm *pmxcfs.VM, why 
 	if m.Tries+1 >= tries || e.run.Op().Kind == ops.Restore || e.now().Stopping {
 		return giveUp(reason)
 	}
-	if m.Tries > 0 && !sleep(ctx, calm) {
-		return true, ctx.Err()
-	}
-	if m.Avoid == nil {
+	if m.Avoid = maps.Clone(m.Avoid); m.Avoid == nil { // the memo has the old one
 		m.Avoid = map[string]string{}
 	}
 	m.Avoid[m.To] = "it could not be moved there: " + reason
@@ -209,6 +207,9 @@ func (e *evacuation) failedOnce(ctx context.Context, m Move, vm *pmxcfs.VM, why 
 			reason = decision.Refusal()
 		}
 		return giveUp(reason)
+	}
+	if m.Tries > 0 && !sleep(ctx, calm) {
+		return true, ctx.Err()
 	}
 	return false, e.change(m.VMID, func(x *Move) { x.State, x.To, x.Avoid, x.Reason = planned, decision.Node, m.Avoid, reason })
 }

@@ -179,19 +179,22 @@ func TestDrainAndRestore(t *testing.T) {
 	}
 }
 
-// TestDrainIsRefused: a plan with a VM that cannot go is refused before anything is done, unless that is wanted.
+// TestDrainIsRefused: a plan with a VM that cannot go is refused before anything is done, unless that is wanted; then what
+// fails is told.
 func TestDrainIsRefused(t *testing.T) {
 	t.Parallel()
 	c := assemble(t)
 	c.fill("pve2", nil, true, 101)
 	c.fill("pve2", map[string]string{"hostpci0": "0000:01:00.0"}, true, 102)
 	c.must(c.sim.AddContainer(103, "pve2"))
+	c.fill("pve2", nil, true, 104)
+	c.must(c.sim.AddHA(104, "started"))
 	c.eventually("pve2 knows the container", func() bool {
 		resp, err := c.root("pve2").VMs(c.ctx, &nodepb.VMsRequest{Node: "pve2"})
-		return err == nil && len(resp.GetVms()) == 3
+		return err == nil && len(resp.GetVms()) == 4
 	})
 	root := c.root("pve2")
-	const plan = "101:planned, 102:stays (it uses a device or feature of its host (hostpci0)), 103:stays (it is a container)"
+	const plan = "101:planned, 102:stays (it uses a device or feature of its host (hostpci0)), 103:stays (it is a container), 104:planned"
 	for _, through := range []string{"pve1", "pve2"} {
 		resp, err := c.root(through).Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", DryRun: true})
 		if err != nil || moves(resp) != plan || resp.GetView().GetNode() != "pve2" {
@@ -207,10 +210,18 @@ func TestDrainIsRefused(t *testing.T) {
 	if c.where(101) != "101:pve2" || !c.inService("pve2") {
 		t.Error("a refused drain has done something")
 	}
+	for range 2 { // what HA is asked for and cannot do, to either node
+		c.sim.FailTask("qmigrate", 104, "migration aborted")
+	}
 	if _, err := root.Drain(c.ctx, &nodepb.DrainRequest{Node: "pve2", Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	end := c.ended(root, "pve2")
+	for _, m := range end.GetMoves() {
+		if m.GetVmid() == 104 && (m.GetState() != "failed" || strings.Count(m.GetReason(), "the HA manager has tried") != 2) {
+			t.Errorf("what HA could not do: %v", m)
+		}
+	}
 	if end.GetState() != "failed" || !strings.HasPrefix(moves(end), "101:moved, 102:stays") || c.where(102) != "102:pve2" {
 		t.Errorf("%v %v", end, c.where(102))
 	}
