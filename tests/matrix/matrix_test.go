@@ -38,7 +38,8 @@ func newLab(t *testing.T, version string) *lab {
 	l := &lab{T: t, ctx: ctx, said: &sayings{}}
 	var err error
 	l.rig, err = rig.Start(ctx, rig.Config{Log: slog.New(l.said), Sim: pvesim.Config{
-		Nodes: 1, QEMU: pvesim.Fake, Version: version, SchemaFile: filepath.Join(filepath.Dir(os.Getenv("PVE_API_SCHEMA")), version+".json"),
+		NodeBridges: map[string][]string{"pve1": {"vmbr0", "vmbr1", "vmbr2", "vmbr3", "vmbr7"}},
+		Nodes:       1, QEMU: pvesim.Fake, Version: version, SchemaFile: filepath.Join(filepath.Dir(os.Getenv("PVE_API_SCHEMA")), version+".json"),
 		AuthDelay: -1, AgentWait: 200 * time.Millisecond, PollUnit: 20 * time.Millisecond, HADelay: time.Millisecond, Scan: 20 * time.Millisecond,
 	}})
 	if err != nil {
