@@ -122,7 +122,7 @@ func (a *Agent) wire(tree *pmxcfs.Tree, watcher *pmxcfs.Watcher, holder *mtls.Ho
 		Draining: func() bool { return draining(cordons, cfg.Node) || a.monitor.Draining() },
 	})
 	others := a.newFleet(watcher, holder, o)
-	schedule = a.newScheduler(others, cordons, o)
+	schedule = a.newScheduler(others, cordons, records, o)
 	snippets := snippet.New(snippet.Config{
 		Node: cfg.Node, Watcher: watcher, Records: records, Storage: cfg.SnippetsStorage, Heard: others.gossip.Changed, Call: others.call, Now: o.now, Log: log,
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/nodepb"
 	"github.com/pve-rigaud/pve-rigaud/agent/provider"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/agent/scheduler"
 	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
@@ -43,10 +44,14 @@ func terms(list []config.Term) []placement.Term {
 }
 
 // newScheduler wires who decides where VMs are made.
-func (a *Agent) newScheduler(f *fleet, cordons *cordon.Store, o options) *scheduler.Scheduler {
+func (a *Agent) newScheduler(f *fleet, cordons *cordon.Store, records *record.Store, o options) *scheduler.Scheduler {
 	return scheduler.New(scheduler.Config{
 		Node: a.cfg.Node, Watcher: f.watcher, Settings: settings(a.cfg), Peers: f.gossip.Peers, Digest: a.capacity.Digest, Facts: a.capacity.Facts,
 		CPUs: a.monitor.CPUs, Journal: a.journal, Now: o.now, Log: a.log, Call: f.call,
+		Made: func() ([]record.Record, error) {
+			list, err := records.List()
+			return list.Records, err
+		},
 		Cordons: func(ctx context.Context) (map[string]string, error) {
 			known, err := cordons.Cordons(ctx)
 			why := make(map[string]string, len(known))

@@ -58,10 +58,7 @@ type Config struct {
 	Running func(vmid int) bool
 	// Making are the VMs that are being made here, or will be in a moment. A VM that counts already is not counted
 	// twice: of what it is to have and what its config says so far, the larger counts. Nil: none.
-	Making func() []Making
-	// Fresh tells whether a VM of this node that does not run was made a moment ago and is about to be started: it
-	// counts as if it ran. Nil: none is.
-	Fresh              func(vmid int) bool
+	Making             func() []Making
 	Cordoned, Draining func() bool // nil: it is not
 	API                API
 	Interval           time.Duration // between two questions to the API; default 1 min
@@ -88,9 +85,6 @@ func New(cfg Config) *Source {
 	cfg.Interval = cmp.Or(cfg.Interval, defaultInterval)
 	if cfg.Making == nil {
 		cfg.Making = func() []Making { return nil }
-	}
-	if cfg.Fresh == nil {
-		cfg.Fresh = func(int) bool { return false }
 	}
 	no := func() bool { return false }
 	if cfg.Cordoned == nil {
@@ -147,7 +141,7 @@ func (s *Source) promise(world *pmxcfs.World) Size {
 		size, made := making[vm.ID]
 		delete(making, vm.ID)
 		if s.counts(vm) {
-			cpus, _ := vm.Conf.CPUs()
+			_, cpus := vm.Conf.CPUs() // as HA counts it: those it runs with
 			size.grow(Size{Memory: uint64(max(0, vm.Conf.MemoryMiB())) << 20, VCPUs: uint32(max(0, cpus))})
 		} else if !made {
 			continue
@@ -195,7 +189,7 @@ func (s *Source) counts(vm *pmxcfs.VM) bool {
 		return false
 	}
 	lock := vm.Conf.Lock()
-	return lock == "clone" || lock == "create" || s.cfg.Running(vm.ID) || s.cfg.Fresh(vm.ID)
+	return lock == "clone" || lock == "create" || s.cfg.Running(vm.ID)
 }
 
 // Facts are what the node has beside its Digest, without Incarnation and Sequence. Of very many names there are only

@@ -27,7 +27,6 @@ type host struct {
 	watcher *pmxcfs.Watcher
 	gone    error // why there is no World
 	running map[int]bool
-	fresh   map[int]bool
 	making  []Making
 	flags   struct{ cordoned, draining bool }
 	log     bytes.Buffer
@@ -55,7 +54,6 @@ func newHost(t *testing.T, proc string, vms map[int]string) *host {
 		Node: "pve1", ProcDir: proc, SysDir: t.TempDir(), World: h.world,
 		Running:  func(vmid int) bool { return h.running[vmid] },
 		Making:   func() []Making { return h.making },
-		Fresh:    func(vmid int) bool { return h.fresh[vmid] },
 		Cordoned: func() bool { return h.flags.cordoned }, Draining: func() bool { return h.flags.draining },
 		Log: slog.New(slog.NewTextHandler(&h.log, nil)),
 	}

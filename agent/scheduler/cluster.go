@@ -68,7 +68,7 @@ func (s *Scheduler) lockedCluster(now time.Time, cordons map[string]string) (pla
 		}
 		c.Nodes = append(c.Nodes, n)
 	}
-	s.book.Apply(c.Nodes, now)
+	s.book.Join(&c, now)
 	return c, nil
 }
 

@@ -37,6 +37,7 @@ func (s *Scheduler) Ready() <-chan struct{} { return s.ready }
 
 // Run journals decisions until ctx ends. Nobody waits for that: a decision is only told.
 func (s *Scheduler) Run(ctx context.Context) error {
+	s.remember(ctx)
 	close(s.ready)
 	for {
 		select {

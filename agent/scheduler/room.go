@@ -9,8 +9,9 @@ import (
 
 	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
+	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
-	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
 )
 
@@ -151,22 +152,28 @@ func (s *Scheduler) PeerAdmit(ctx context.Context, rq *peerpb.AdmitRequest) (*pe
 	return &peerpb.AdmitResponse{}, s.admit(ctx, rq.GetKey(), w, s.cfg.Now().Add(guestWithin))
 }
 
-// settleFresh keeps room for the VMs of this node that an earlier life of the agent has made a moment ago.
-func (s *Scheduler) settleFresh(world *pmxcfs.World, made []Made) {
-	now := s.cfg.Now()
-	for _, m := range made {
-		vm, there := world.VMs[m.VMID]
-		if !there || vm.Node != s.cfg.Node || vm.Type != pmxcfs.TypeQEMU || now.Sub(m.At) >= startsWithin {
+// remember keeps room for the VMs of this node that an earlier life of the agent has made a moment ago: they are about to
+// be started.
+func (s *Scheduler) remember(ctx context.Context) {
+	select {
+	case <-s.cfg.Watcher.Ready():
+	case <-ctx.Done():
+		return
+	}
+	world, err := s.cfg.Watcher.World()
+	var made []record.Record
+	if err == nil {
+		made, err = s.cfg.Made()
+	}
+	if err != nil {
+		s.cfg.Log.WarnContext(ctx, "VMs that were made a moment ago do not count before they run", "err", err)
+		return
+	}
+	for _, r := range made {
+		vm, there := world.VMs[r.VMID]
+		if r.State != record.Ready || !there || vm.Node != s.cfg.Node || s.cfg.Now().Sub(r.Created) >= startsWithin {
 			continue
 		}
-		most, start := vm.Conf.CPUs()
-		w := placement.Want{Memory: uint64(max(0, vm.Conf.MemoryMiB())) << 20, CPUs: min(most, start)}
-		s.room.keep(fmt.Sprintf("made/%d", m.VMID), held{vmid: m.VMID, size: size(w), until: m.At.Add(startsWithin)})
+		s.room.keep(fmt.Sprintf("made/%d", r.VMID), held{vmid: r.VMID, size: size(guest.WantOf(vm)), until: r.Created.Add(startsWithin)})
 	}
-}
-
-// Made is a VM that was made, by its record.
-type Made struct {
-	VMID int
-	At   time.Time
 }

@@ -5,6 +5,7 @@ package scheduler
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/cluster"
 	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
@@ -41,6 +43,8 @@ type Config struct {
 	CPUs func(node string) int
 	// Cordons returns the nodes that take no new VMs, and why, in words.
 	Cordons func(ctx context.Context) (map[string]string, error)
+	// Made returns the records of all VMs.
+	Made func() ([]record.Record, error)
 	// Call asks the agent of another node.
 	Call    func(ctx context.Context, node, method string, req, resp proto.Message) error
 	Journal *ops.Journal
@@ -89,6 +93,7 @@ func (s *Scheduler) Choose(ctx context.Context, p guest.Placing) (forward.Way, e
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.book.Cancel(p.Key) // of an earlier choice, for the same VM
 	c, err := s.lockedCluster(now, cordons)
 	if err != nil {
 		return forward.Way{}, fault.New(fault.Precondition, "%s %s: %w", p.Kind, p.Want.Name, err)
@@ -108,7 +113,8 @@ func (s *Scheduler) Choose(ctx context.Context, p guest.Placing) (forward.Way, e
 		}
 		return forward.Way{}, fault.New(reason, "%s %s: %s", p.Kind, w.Name, d.Refusal())
 	}
-	s.book.Reserve(p.Key, d.Node, amount(w, d), now)
+	s.book.Reserve(p.Key, d.Node, w.Amount(d.Node), now)
+	s.book.Identify(p.Key, w)
 	return forward.Way{Node: p.Maker(d.Node), Note: p.Note(d.Node)}, nil
 }
 
@@ -127,19 +133,6 @@ func blind(d *placement.Decision, nodes []placement.Node, w placement.Want, now 
 		d.Warnings = append(d.Warnings, "node "+row.Node+" was chosen although it "+row.Reasons[0].Text+": no other fits")
 		return
 	}
-}
-
-// amount is what a VM takes of the node that was chosen.
-func amount(w placement.Want, d placement.Decision) placement.Amount {
-	a := placement.Amount{Memory: w.Memory, CPUs: w.CPUs, VMs: 1, Storage: map[string]uint64{}}
-	disks := w.Disks
-	if w.Source != nil {
-		disks = append(disks[:len(disks):len(disks)], w.Source.Nodes[d.Node].Disks...)
-	}
-	for _, disk := range disks {
-		a.Storage[disk.Storage] += disk.Bytes
-	}
-	return a
 }
 
 // reachable is the source without the nodes whose VMs would have to be made by an agent that cannot be asked.
@@ -233,33 +226,19 @@ func (s *Scheduler) Plan(ctx context.Context, wants []placement.Want) ([]placeme
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, err := s.lockedCluster(now, cordons)
-	if err != nil {
-		return nil, fault.New(fault.Precondition, "plan: %w", err)
-	}
 	out := make([]placement.Decision, len(wants))
 	for i, w := range wants {
+		c, err := s.lockedCluster(now, cordons)
+		if err != nil {
+			return nil, fault.New(fault.Precondition, "plan: %w", err)
+		}
 		out[i] = s.placer.Place(c, w, s.cfg.Settings, now)
-		reserve(c.Nodes, out[i].Node, amount(w, out[i]))
+		if node := out[i].Node; node != "" {
+			key := fmt.Sprintf("plan/%d", i)
+			s.book.Reserve(key, node, w.Amount(node), now)
+			s.book.Identify(key, w)
+			defer s.book.Cancel(key)
+		}
 	}
 	return out, nil
-}
-
-// reserve counts an amount on a node.
-func reserve(nodes []placement.Node, node string, a placement.Amount) {
-	for i := range nodes {
-		if nodes[i].Name != node {
-			continue
-		}
-		r := &nodes[i].Reserved
-		r.Memory, r.CPUs, r.VMs = r.Memory+a.Memory, r.CPUs+a.CPUs, r.VMs+a.VMs
-		sum := map[string]uint64{}
-		for name, bytes := range r.Storage {
-			sum[name] += bytes
-		}
-		for name, bytes := range a.Storage {
-			sum[name] += bytes
-		}
-		r.Storage = sum
-	}
 }
