@@ -27,6 +27,8 @@ type Scheduler interface {
 	Plan(ctx context.Context, wants []placement.Want) ([]placement.Decision, error)
 	// WantOf is what a VM that there is needs of a node.
 	WantOf(ctx context.Context, vm *pmxcfs.VM) (placement.Want, error)
+	// Decided writes down a decision that is carried out, for who asks for an explanation.
+	Decided(ctx context.Context, act, owner string, w placement.Want, d placement.Decision)
 }
 
 // Guests are the VMs of this node; *guest.Guests is.

@@ -155,6 +155,7 @@ func (e *evacuation) more(ctx context.Context) (int, error) {
 	if err != nil || len(p.moves) == 0 {
 		return 0, err
 	}
+	e.decided(ctx, ops.Drain, p)
 	return len(p.moves), e.update(func(m *memo) {
 		for _, n := range p.moves {
 			m.Moves = slices.DeleteFunc(m.Moves, func(o Move) bool { return o.VMID == n.VMID })

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
@@ -47,6 +48,20 @@ func (m Move) open() bool { return m.State == planned || m.State == moving }
 type proposal struct {
 	moves   []Move
 	stopped int // VMs that are left because they do not run
+	choices []choice
+}
+
+// choice is a decision of a plan.
+type choice struct {
+	want     placement.Want
+	decision placement.Decision
+}
+
+// decided writes down what was decided in a plan that is carried out.
+func (d *Drainer) decided(ctx context.Context, act ops.Kind, p proposal) {
+	for _, c := range p.choices {
+		d.cfg.Scheduler.Decided(ctx, string(act), d.cfg.Client(ctx), c.want, c.decision)
+	}
 }
 
 // obstacles are the VMs of a plan that could not be moved. Containers are nobody's to move, and in the way of no plan.
@@ -107,7 +122,7 @@ func (d *Drainer) propose(ctx context.Context, world *pmxcfs.World, withStopped 
 			p.moves = append(p.moves, Move{VMID: id, From: d.cfg.Node, State: stays, Reason: fmt.Sprintf("its config cannot be read: %v", err), ID: "?"})
 		}
 	}
-	return p, d.target(ctx, p.moves, wants)
+	return p, d.target(ctx, &p, wants)
 }
 
 func newMove(world *pmxcfs.World, vm *pmxcfs.VM, running bool) Move {
@@ -131,13 +146,13 @@ func (d *Drainer) want(ctx context.Context, vm *pmxcfs.VM, running bool) (placem
 }
 
 // target gives the moves that are planned their targets, the largest first; those that fit nowhere stay.
-func (d *Drainer) target(ctx context.Context, moves []Move, wants map[int]placement.Want) error {
-	slices.SortFunc(moves, order)
+func (d *Drainer) target(ctx context.Context, p *proposal, wants map[int]placement.Want) error {
+	slices.SortFunc(p.moves, order)
 	var (
 		which []int
 		list  []placement.Want
 	)
-	for i, m := range moves {
+	for i, m := range p.moves {
 		if m.State == planned {
 			which, list = append(which, i), append(list, wants[m.VMID])
 		}
@@ -150,7 +165,8 @@ func (d *Drainer) target(ctx context.Context, moves []Move, wants map[int]placem
 		return fmt.Errorf("plan where VMs of node %s go: %w", d.cfg.Node, err)
 	}
 	for i, decision := range decisions {
-		moves[which[i]].decide(decision)
+		p.moves[which[i]].decide(decision)
+		p.choices = append(p.choices, choice{list[i], decision})
 	}
 	return nil
 }
@@ -196,7 +212,9 @@ func (d *Drainer) again(ctx context.Context, vm *pmxcfs.VM, m Move, others []Mov
 	if err != nil {
 		return placement.Decision{}, err
 	}
-	return decisions[len(decisions)-1], nil
+	last := decisions[len(decisions)-1]
+	d.decided(ctx, ops.Drain, proposal{choices: []choice{{w, last}}})
+	return last, nil
 }
 
 // filterCordoned is the filter of placement that a node which gets its VMs back passes once its cordon is lifted.
@@ -227,15 +245,15 @@ func (d *Drainer) comeBack(ctx context.Context, world *pmxcfs.World) (proposal, 
 		}
 		p.moves = append(p.moves, m)
 	}
-	return p, d.lookThrough(ctx, p.moves, wants)
+	return p, d.lookThrough(ctx, &p, wants)
 }
 
 // lookThrough is target for a node whose cordon is lifted, or going to be: the others may not have heard of it yet.
-func (d *Drainer) lookThrough(ctx context.Context, moves []Move, wants map[int]placement.Want) error {
-	slices.SortFunc(moves, order)
+func (d *Drainer) lookThrough(ctx context.Context, p *proposal, wants map[int]placement.Want) error {
+	slices.SortFunc(p.moves, order)
 	var taken int64
-	for i := range moves {
-		m := &moves[i]
+	for i := range p.moves {
+		m := &p.moves[i]
 		if m.State != planned {
 			continue
 		}
@@ -243,19 +261,31 @@ func (d *Drainer) lookThrough(ctx context.Context, moves []Move, wants map[int]p
 		if err != nil {
 			return fmt.Errorf("plan what comes back to node %s: %w", d.cfg.Node, err)
 		}
-		row := rowOf(decisions[0], d.cfg.Node)
-		reasons := slices.DeleteFunc(slices.Clone(row.Reasons), func(r placement.Reason) bool { return r.Filter == filterCordoned })
+		decision := uncordoned(decisions[0], d.cfg.Node)
+		row := rowOf(decision, d.cfg.Node)
 		switch {
-		case len(reasons) > 0:
-			m.State, m.Reason = stays, d.cfg.Node+" "+reasons[0].Text
+		case len(row.Reasons) > 0:
+			m.State, m.Reason = stays, d.cfg.Node+" "+row.Reasons[0].Text
 		case int64(m.Memory)+taken > row.MemoryFree:
 			m.State, m.Reason = stays, d.cfg.Node+" has no memory left for it after the others"
 		default:
-			m.To = d.cfg.Node
+			m.To, decision.Node = d.cfg.Node, d.cfg.Node
 			taken += int64(m.Memory)
 		}
+		p.choices = append(p.choices, choice{wants[m.VMID], decision})
 	}
 	return nil
+}
+
+// uncordoned is a decision as it would be if a node had no cordon.
+func uncordoned(d placement.Decision, node string) placement.Decision {
+	d.Rows = slices.Clone(d.Rows)
+	for i := range d.Rows {
+		if r := &d.Rows[i]; r.Node == node {
+			r.Reasons = slices.DeleteFunc(slices.Clone(r.Reasons), func(r placement.Reason) bool { return r.Filter == filterCordoned })
+		}
+	}
+	return d
 }
 
 func rowOf(d placement.Decision, node string) placement.Row {

@@ -34,6 +34,8 @@ func (r *rooms) WantOf(_ context.Context, vm *pmxcfs.VM) (placement.Want, error)
 	return placement.Want{Name: vm.Conf.Name(), Memory: uint64(vm.Conf.MemoryMiB()) << 20}, nil
 }
 
+func (r *rooms) Decided(context.Context, string, string, placement.Want, placement.Decision) {}
+
 func (r *rooms) Plan(_ context.Context, wants []placement.Want) ([]placement.Decision, error) {
 	r.wants = wants
 	free := map[string]int64{}

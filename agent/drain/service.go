@@ -120,6 +120,7 @@ func (d *Drainer) Drain(ctx context.Context, req *nodepb.DrainRequest) (*nodepb.
 	if err := d.beginDrain(ctx); err != nil {
 		return nil, refuse(fault.New(fault.Precondition, "%w", err))
 	}
+	d.decided(ctx, ops.Drain, p)
 	return d.start(ctx, ops.Drain, params{Parallel: int(req.GetParallel()), Stopped: req.GetStopped(), Moves: p.moves})
 }
 
@@ -171,6 +172,7 @@ func (d *Drainer) Restore(ctx context.Context, req *nodepb.RestoreRequest) (*nod
 	if req.GetDryRun() {
 		return d.plan(ops.Restore, p), nil
 	}
+	d.decided(ctx, ops.Restore, p)
 	return d.start(ctx, ops.Restore, params{Parallel: int(req.GetParallel()), Stopped: true, Moves: p.moves})
 }
 

@@ -158,15 +158,18 @@ func TestDrainAndRestore(t *testing.T) {
 	if c.where(105) != "105:pve2-off" {
 		t.Error("a VM that did not run was moved")
 	}
+	c.eventually("the decision about a VM can be explained", func() bool {
+		why, err := c.root("pve1").Explain(c.ctx, &nodepb.ExplainRequest{Vm: "vm-104"})
+		return err == nil && len(why.GetPlacements()) == 1 && why.GetPlacements()[0].GetAct() == "drain" && why.GetPlacements()[0].GetDecidedBy() == "pve2"
+	})
 	c.eventually("pve2 is left by balancers", func() bool { return !c.inService("pve2") })
 	if d := c.at["pve2"].described("101"); d.GetPowerState() != "On" {
 		t.Errorf("through the node that was drained: %v", d)
 	}
-	back, err := root.Restore(c.ctx, &nodepb.RestoreRequest{Node: "pve2"})
-	if err != nil {
+	if _, err := root.Restore(c.ctx, &nodepb.RestoreRequest{Node: "pve2"}); err != nil {
 		t.Fatal(err)
 	}
-	back = c.ended(root, "pve2")
+	back := c.ended(root, "pve2")
 	if back.GetAct() != "restore" || back.GetState() != "done" || len(back.GetMoves()) != 4 {
 		t.Error(back)
 	}
