@@ -155,7 +155,7 @@ func writeExplained(w io.Writer, resp *nodepb.ExplainResponse) error {
 
 // writePlacement writes a decision: what was wanted, what was decided, and what was found of each node.
 func writePlacement(w io.Writer, p *nodepb.Placement, stale string) error {
-	t := newTable("NODE", "FITS", "SCORE", "GIB FREE", "GIB", "WHY")
+	t := newTable("NODE", "SCORE", "GIB FREE/TOTAL", "WHY")
 	t.remark("stale", stale)
 	if p.GetAct() == "dry run" {
 		t.remark(strings.TrimSpace("dry run "+p.GetName()), "wants "+p.GetWants())
@@ -170,11 +170,14 @@ func writePlacement(w io.Writer, p *nodepb.Placement, stale string) error {
 	t.remark("goes to", p.GetNode())
 	t.remark("refused", p.GetRefusal())
 	for _, r := range p.GetRows() {
-		fits := "no"
-		if r.GetFits() {
-			fits = "yes"
+		name, score, why := r.GetNode(), fmt.Sprintf("%.3f", r.GetScore()), strings.Join(r.GetReasons(), "; ")
+		if !r.GetFits() {
+			score, why = "", "no: "+why
 		}
-		t.add(r.GetNode(), fits, fmt.Sprintf("%.3f", r.GetScore()), gib(r.GetMemoryFree()), gib(r.GetMemoryTotal()), strings.Join(r.GetReasons(), "; "))
+		if r.GetNode() == p.GetNode() {
+			name += "*"
+		}
+		t.add(name, score, gib(r.GetMemoryFree())+"/"+gib(r.GetMemoryTotal()), why)
 	}
 	return t.write(w)
 }
