@@ -188,12 +188,9 @@ func (g *Guests) wantSource(ctx context.Context, p *Placing, r request, site pla
 
 // reach adds what the VM needs on a node, of what it is made from there.
 func (p *Placing) reach(source *placement.Source, node string, reach placement.Reach, set image.Set, r request, site plan.Site) {
-	vmid, maker := set.Runner(node)
-	if reach.How == placement.OnDemand {
-		member, _ := set.Any()
-		vmid = member.VMID
-	}
-	needs, _, err := needsOf(r, site.World.VMs[vmid].Conf, site)
+	_, maker := set.Runner(node)
+	conf := set.Conf(node)
+	needs, _, err := needsOf(r, conf, site)
 	if err != nil { // the first member's was fine
 		delete(source.Nodes, node)
 		source.Why[node] = err.Error()
@@ -208,7 +205,7 @@ func (p *Placing) reach(source *placement.Source, node string, reach placement.R
 		p.Makers[node] = maker
 	}
 	if reach.How == placement.OnDemand { // the replica's own disks, and those that only the VM has
-		reach.Disks = append(reach.Disks, disks(needs.Disks[len(copied(site.World.VMs[vmid].Conf)):])...)
+		reach.Disks = append(reach.Disks, disks(needs.Disks[len(copied(conf)):])...)
 	} else {
 		reach.Disks = disks(needs.Disks)
 	}

@@ -148,7 +148,7 @@ func (m *Images) dropStale(ctx context.Context, name string) error {
 			continue
 		}
 		switch {
-		case member.State == Missing && m.gone(ctx, world, member):
+		case member.State == Missing && m.gone(ctx, member):
 			errs = append(errs, m.strike(ctx, name, member))
 		case member.State == Stale && member.Node == m.cfg.Node && len(clones(world, member.VM)) == 0:
 			errs = append(errs, m.replace(ctx, name, member))
@@ -157,10 +157,18 @@ func (m *Images) dropStale(ctx context.Context, name string) error {
 	return errors.Join(errs...)
 }
 
-// gone reports whether a replica certainly does not exist any more: another machine has its number, or none has.
-func (m *Images) gone(ctx context.Context, world *pmxcfs.World, r Member) bool {
+// gone reports whether a replica certainly does not exist any more: another machine has its number, or none has. It looks
+// anew: one that was recorded a moment ago may not be known yet, or as something that is being made.
+func (m *Images) gone(ctx context.Context, r Member) bool {
+	if m.cfg.Watcher.Refresh(ctx) != nil {
+		return false
+	}
+	world, err := m.cfg.Watcher.World()
+	if err != nil {
+		return false
+	}
 	if vm := world.VMs[r.VMID]; vm != nil {
-		return vm.Conf == nil || vm.Conf.SMBIOSUUID() != r.Record.UUID
+		return vm.Conf == nil || vm.Conf.SMBIOSUUID() != r.Record.UUID && vm.Conf.Lock() == ""
 	}
 	absent, err := m.cfg.Watcher.Absent(ctx, r.VMID)
 	return err == nil && absent

@@ -28,6 +28,10 @@ func explain(act string, err error) error {
 // importDisks has PVE make a VM of what is staged, with the config of the source.
 func (k *making) importDisks(ctx context.Context, s *ops.StepRun) error {
 	act := k.act(fmt.Sprintf("make VM %d of its disks", k.memo.VMID))
+	err := k.cfg.Watcher.Refresh(ctx)
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", act, err)
+	}
 	params, err := k.params()
 	if err != nil {
 		return fault.New(fault.Precondition, "%s: %w", act, err)

@@ -217,6 +217,9 @@ func (k *making) act(what string) string {
 
 // choose decides what is copied where, and makes sure that there is room for it.
 func (k *making) choose(ctx context.Context, _ *ops.StepRun) error {
+	if err := k.cfg.Watcher.Refresh(ctx); err != nil { // the template may have been made a moment ago
+		return fault.New(fault.Precondition, "%s: %w", k.act("read its template"), err)
+	}
 	set, err := k.Resolve(ctx, k.order.Image)
 	if err != nil {
 		return err

@@ -187,11 +187,11 @@ func TestReach(t *testing.T) {
 	}{
 		{"no replicas are made", "ubuntu", "", 1, `replica of "ubuntu"
 pve1 ` + here + ` local/images:2
-pve2 has no replica of "ubuntu" (placement.image-replicas is 1)
+pve2 has no replica of "ubuntu"
 pve3 ` + here + ` local/images:2`},
 		{"there are as many as may be", "ubuntu", "", 2, `replica of "ubuntu"
 pve1 ` + here + ` local/images:2
-pve2 has no replica of "ubuntu" (placement.image-replicas is 2)
+pve2 has no replica of "ubuntu", which is on as many nodes as it is to be (placement.image-replicas is 2)
 pve3 ` + here + ` local/images:2`},
 		{"one more may be made, but not there", "ubuntu", "local-lvm", EveryNode, `replica of "ubuntu"
 pve1 ` + here + ` local-lvm/images:2
@@ -234,7 +234,7 @@ func TestReachStale(t *testing.T) {
 	l.refresh()
 	want := `replica of "ubuntu"
 pve1 ` + placement.Here.String() + ` local/images:2
-pve2 has no replica of "ubuntu" (placement.image-replicas is 1)
+pve2 has no replica of "ubuntu"
 pve3 its replica of "ubuntu" is out of date: template 9000, which it is a copy of, was rebuilt or has changed`
 	if diff := cmp.Diff(want, l.reachText("ubuntu", "")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -286,5 +286,44 @@ func TestTargetOn(t *testing.T) {
 		if !strings.Contains(said, x.want) {
 			t.Errorf("%s: got %s, want %s", what, said, x.want)
 		}
+	}
+}
+
+// A replica that is on record is struck off only when it is gone without doubt.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.recordUbuntu()
+	replica := func() Member {
+		set, err := l.Resolve(t.Context(), "ubuntu")
+		l.must(err)
+		return set.Members[len(set.Members)-1]
+	}
+	for what, x := range map[string]struct {
+		conf string
+		gone bool
+	}{
+		"as it was":      {templateConf(10000, "ubuntu-tmpl", "local", uuidC), false},
+		"being made":     {"lock: create\n", false},
+		"not a template": {"name: ubuntu-tmpl\nsmbios1: uuid=" + uuidC + "\n", false},
+		"somebody else":  {"name: web\nsmbios1: uuid=" + uuidA + "\n", true},
+		"nowhere":        {"", true},
+	} {
+		l.put(10000, "pve3", x.conf)
+		l.refresh()
+		if got := l.gone(t.Context(), replica()); got != x.gone {
+			t.Errorf("%s: gone is %v", what, got)
+		}
+	}
+	// What is known may be old.
+	l.put(10000, "pve3", "")
+	l.refresh()
+	old := replica()
+	l.put(10000, "pve3", templateConf(10000, "ubuntu-tmpl", "local", uuidC))
+	l.serial++
+	l.write(".version", fmt.Sprintf(`{"starttime":1,"vmlist":%d}`, l.serial))
+	l.write(".vmlist", fmt.Sprintf(`{"version":%d,"ids":{"9000":{"node":"pve1","type":"qemu","version":1},"10000":{"node":"pve3","type":"qemu","version":9}}}`, l.serial))
+	if old.State != Missing || l.gone(t.Context(), old) {
+		t.Errorf("it was there when it was looked for anew: %+v", old)
 	}
 }

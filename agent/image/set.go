@@ -56,6 +56,16 @@ func (s Set) Any() (Member, bool) {
 	return s.first(func(Member) bool { return true })
 }
 
+// Conf returns the config of what a VM of a node is made from, or of what that would be a copy of. The set has a member
+// that VMs can be made from.
+func (s Set) Conf(node string) *pmxcfs.Conf {
+	m, ok := s.On(node)
+	if !ok {
+		m, _ = s.Any()
+	}
+	return m.VM.Conf
+}
+
 func (s Set) first(want func(Member) bool) (Member, bool) {
 	for _, m := range s.Members {
 		if m.State == Ready && want(m) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/pve-rigaud/pve-rigaud/agent"
+	"github.com/pve-rigaud/pve-rigaud/agent/nodepb"
 	"github.com/pve-rigaud/pve-rigaud/agent/providerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
 	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
@@ -161,8 +163,12 @@ func TestImageRebuilt(t *testing.T) {
 	s.startAgentOn("pve2", with)
 	s.create(request("web-01"))
 	first := s.replicaOn("pve2")
-	c, err := s.agent.Provider.Clone(s.ctx, copyOf(fmt.Sprint(first.VMID), "shares", linked))
-	s.must(err)
+	var c *providerpb.CloneResponse
+	s.eventually("a VM that shares its disks, when every node knows it", func() (done bool) {
+		var err error
+		c, err = s.agent.Provider.Clone(s.ctx, copyOf(fmt.Sprint(first.VMID), "shares", linked))
+		return err == nil
+	})
 	if failure := s.outcome(c.GetTask()); failure != "" {
 		t.Fatal(failure)
 	}
@@ -175,10 +181,10 @@ func TestImageRebuilt(t *testing.T) {
 	if second.Of == first.Of || second.VMID == first.VMID {
 		t.Errorf("second %+v, first %+v", second, first)
 	}
-	clones := s.watch("POST", "/nodes/pve2/qemu/*/clone")
-	s.create(request("web-02", from(fmt.Sprint(second.VMID)))) // a number of one means the image: pve1 has the template
-	if got := clones(); len(got) != 0 {
-		t.Errorf("cloned by %q", got)
+	stale := s.watch("POST", fmt.Sprintf("/nodes/*/qemu/%d/clone", first.VMID))
+	s.create(request("web-02", from(fmt.Sprint(first.VMID)))) // a number of one means the image
+	if got := stale(); len(got) != 0 {
+		t.Errorf("made of what is out of date: %q", got)
 	}
 	rebuild("22222222-89ab-cdef-0123-456789abcdef")
 	s.eventually("the second is replaced, the first stays", func() bool {
@@ -196,6 +202,51 @@ func TestImageRebuilt(t *testing.T) {
 	if _, there := s.sim.Owner(template); !there {
 		t.Error("the administrator's template is gone")
 	}
+}
+
+// TestImageOnDemand: VMs that come to a node without a replica wait for one, all for the same; the image's list tells of it.
+func TestImageOnDemand(t *testing.T) {
+	t.Parallel()
+	with := setting{flags: append(slices.Clone(replicas.flags), "--sync-wait=30s", "--sync-waits-per-client=20"), options: []agent.Option{agent.WithReplicasEvery(time.Hour)}}
+	s := assemble(t, setting{sim: twoNodes}, with)
+	_, err := s.root("pve2").Cordon(s.ctx, &nodepb.CordonRequest{Node: "pve1"})
+	s.must(err)
+	s.eventually("pve1 knows its cordon", func() bool {
+		resp, err := s.root("pve1").Members(s.ctx, &nodepb.MembersRequest{})
+		s.must(err)
+		return resp.GetMembers()[0].GetCapacity().GetCordoned()
+	})
+	var wg sync.WaitGroup
+	for n := range 10 {
+		through := s.at[[]string{"pve1", "pve2"}[n%2]]
+		wg.Go(func() {
+			through.create(request(fmt.Sprintf("web-%02d", n), from("linux-template")))
+		})
+	}
+	wg.Wait()
+	made := s.images()["linux-template"].Replicas
+	if len(made) != 1 || made[0].Node != "pve2" {
+		t.Fatalf("replicas: %+v", made)
+	}
+	for _, id := range s.sim.VMIDs() {
+		if owner, _ := s.sim.Owner(id); id >= 10000 && owner != "pve2" {
+			t.Errorf("VM %d was made on %s, which is cordoned", id, owner)
+		}
+	}
+	if n := len(s.sim.VMIDs()); n != 2+1+10 {
+		t.Errorf("%d VMs and templates: %v", n, s.sim.VMIDs())
+	}
+	resp, err := s.root("pve1").Images(s.ctx, &nodepb.ImagesRequest{Name: "linux-template"})
+	s.must(err)
+	var told []string
+	for _, r := range resp.GetImages()[0].GetReplicas() {
+		told = append(told, fmt.Sprintf("%s %d %s", r.GetNode(), r.GetVmid(), r.GetState()))
+	}
+	if want := []string{"pve1 9000 ready", fmt.Sprintf("pve2 %d ready", made[0].VMID)}; !slices.Equal(told, want) || resp.GetImages()[0].GetWanted() != 2 {
+		t.Errorf("told %q, want %q: %v", told, want, resp)
+	}
+	_, err = s.root("pve1").Images(s.ctx, &nodepb.ImagesRequest{Name: "none"})
+	refused(t, err, codes.NotFound, "none")
 }
 
 // replicaOn waits for the replica of a node.
