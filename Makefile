@@ -43,7 +43,7 @@ race: schema
 
 # Agents that are killed at every step of their operations, and stories that dice make up; `make test` takes some of both.
 crash: schema
-	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^(TestCrash|TestReplica|TestWalks)' ./tests/e2e ./tests/scenario
+	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^(TestCrash|TestReplica|TestWalks|TestDrainOfFifty)' ./tests/e2e ./tests/scenario
 
 # What becomes of each field of the manager's payloads, with all versions of PVE whose schemas are at hand.
 matrix: schema

@@ -122,10 +122,33 @@ func TestCordonThroughAnotherNode(t *testing.T) {
 	c.eventually("the cordon is lifted", func() bool { return !c.at["pve2"].cordoned("pve2") })
 }
 
+// TestCordonNeedsQuorum, and not the node: a node that is cut off cannot cordon, and can be cordoned.
+func TestCordonNeedsQuorum(t *testing.T) {
+	t.Parallel()
+	c := assemble(t, fuse)
+	c.must(c.sim.Partition([][]string{{"pve3"}, {"pve1", "pve2"}}))
+	c.eventually("pve3 has no quorum", func() bool { return c.at["pve3"].validate() != "" })
+	_, err := c.root("pve3").Cordon(c.ctx, &nodepb.CordonRequest{Node: "pve1"})
+	refused(t, err, codes.FailedPrecondition, "node pve3 has no quorum")
+	_, err = c.root("pve3").Drain(c.ctx, &nodepb.DrainRequest{Node: "pve3"})
+	refused(t, err, codes.FailedPrecondition, "node pve3 has no quorum")
+	for _, reason := range []string{"cut off", "new disks"} { // the second one takes the place of a file
+		if resp, err := c.root("pve1").Cordon(c.ctx, &nodepb.CordonRequest{Node: "pve3", Reason: reason}); err != nil || !resp.GetChanged() {
+			t.Errorf("%q: %v, %v", reason, resp, err)
+		}
+	}
+	c.eventually("pve2 knows that pve3 is cordoned", func() bool { return c.at["pve2"].cordoned("pve3") })
+	if c.at["pve3"].cordoned("pve3") {
+		t.Error("pve3 knows of a cordon from which it is cut off")
+	}
+	c.must(c.sim.Heal())
+	c.eventually("pve3 knows that it is cordoned", func() bool { return c.at["pve3"].cordoned("pve3") })
+}
+
 // TestDrainAndRestore empties a node, whose agent then is left by balancers and answers all the same, and fills it again.
 func TestDrainAndRestore(t *testing.T) {
 	t.Parallel()
-	c := assemble(t)
+	c := assemble(t, secure)
 	c.fill("pve2", nil, true, 101, 102, 103, 104)
 	c.fill("pve2", nil, false, 105)
 	c.must(c.sim.AddHA(103, "started"))

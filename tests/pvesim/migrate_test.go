@@ -128,3 +128,59 @@ func TestMigrationGap(t *testing.T) {
 		}
 	})
 }
+
+// TestMigrateChecks: what PVE finds when it looks closer, in the log of the task; the VM goes on where it is.
+func TestMigrateChecks(t *testing.T) {
+	c := startCluster(t, nil)
+	cl := newClient(t, c, "pve1") // 100 runs there
+	for _, tc := range []struct {
+		key, value, want string
+	}{
+		{"hostpci0", "0000:01:00.0", "can't migrate VM which uses local devices: hostpci0"},
+		{"serial1", "/dev/ttyS0", "can't migrate VM which uses local devices: serial1"},
+		{"ide3", "local:iso/x.iso,media=cdrom", "can't migrate VM - check log"},
+		{"ide3", "cdrom,media=cdrom", "can't migrate VM - check log"},
+		{"ide3", "none,media=cdrom", ""},
+	} {
+		if err := c.SetConfig(100, map[string]string{tc.key: tc.value}); err != nil {
+			t.Fatal(err)
+		}
+		exit, log := cl.task("POST /nodes/pve1/qemu/100/migrate", "target=pve2&online=1&with-local-disks=1")
+		if text := strings.Join(log, "\n"); (exit == "OK") != (tc.want == "") || !strings.Contains(text, tc.want) || !c.Running(100) {
+			t.Errorf("%s %s: %s\n%s", tc.key, tc.value, exit, text)
+		}
+		if err := c.SetConfig(100, map[string]string{tc.key: ""}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if exit, log := newClient(t, c, "pve2").task("POST /nodes/pve2/qemu/100/snapshot", "snapname=before"); exit != "OK" {
+		t.Fatal(log)
+	}
+	if exit, _ := newClient(t, c, "pve2").task("POST /nodes/pve2/qemu/100/migrate", "target=pve1&online=1&with-local-disks=1"); exit != "migration aborted" || !c.Running(100) {
+		t.Errorf("a running VM with a snapshot on local storage: %s", exit)
+	}
+}
+
+// TestMigrateTargetDies: the VM stays on the source, unlocked and running, and nothing of it is on the target.
+func TestMigrateTargetDies(t *testing.T) {
+	c := startCluster(t, nil)
+	release := c.HoldTasksOn("pve1", "qmigrate")
+	defer release()
+	done := make(chan error, 1)
+	go func() { done <- c.Migrate(100, "pve2", pvesim.MigrateOptions{}) }()
+	eventually(t, "the migration is under way", func() bool {
+		conf, err := c.Config(100)
+		return err == nil && conf["lock"] == "migrate"
+	})
+	if err := c.KillNode("pve2"); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "unable to reach the target node 'pve2'") {
+		t.Error(err)
+	}
+	conf, err := c.Config(100)
+	if owner, _ := c.Owner(100); owner != "pve1" || !c.Running(100) || err != nil || conf["lock"] != "" {
+		t.Errorf("on %s, runs %v, %v, %v", owner, c.Running(100), conf, err)
+	}
+}
