@@ -29,6 +29,7 @@ type params struct {
 	Parallel int
 	Stopped  bool `json:",omitempty"`
 	Moves    []Move
+	Notes    string `json:",omitempty"`
 }
 
 // memo is how far it is. All of it is told to who asks.
@@ -55,7 +56,7 @@ func (d *Drainer) take(r *ops.Run) (*evacuation, error) {
 	if err := r.Params(&e.asked); err != nil {
 		return nil, err
 	}
-	e.memo.Moves = e.asked.Moves
+	e.memo.Moves, e.memo.Message = e.asked.Moves, e.asked.Notes
 	if err := r.Recall(&e.memo); err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func (e *evacuation) now() memo {
 
 func (e *evacuation) stop() error {
 	return e.update(func(m *memo) {
-		m.Stopping, m.Message = true, cmp.Or(m.Message, "stopped when asked to")
+		m.Stopping, m.Message = true, "stopped when asked to"
 	})
 }
 

@@ -47,8 +47,36 @@ func (m Move) open() bool { return m.State == planned || m.State == moving }
 // proposal is a plan, and what it does not touch.
 type proposal struct {
 	moves   []Move
-	stopped int // VMs that are left because they do not run
+	stopped int    // VMs that are left because they do not run
+	drawn   []Move // VMs that HA may bring back at once
 	choices []choice
+}
+
+// notes are what else there is to know of a plan, in words.
+func (p proposal) notes() string {
+	var notes []string
+	if p.stopped > 0 {
+		notes = append(notes, fmt.Sprintf("VMs that do not run, and stay: %d", p.stopped))
+	}
+	for _, m := range p.drawn {
+		notes = append(notes, fmt.Sprintf("HA prefers node %s for VM %d and may bring it back at once; to prevent that: ha-manager crm-command node-maintenance enable %s", m.From, m.VMID, m.From))
+	}
+	return strings.Join(notes, "; ")
+}
+
+// draws reports whether HA's rules prefer the node that a VM is on to all others.
+func draws(world *pmxcfs.World, vm *pmxcfs.VM) bool {
+	nodes, _, _, ok := world.HA.Allowed(vm.ID)
+	here, named := nodes[vm.Node]
+	if !ok || !named || !world.HA.Managed(vm.ID) || world.HA.Maintenance(vm.Node) {
+		return false
+	}
+	for node, priority := range nodes {
+		if node != vm.Node && priority >= here {
+			return false
+		}
+	}
+	return true
 }
 
 // choice is a decision of a plan.
@@ -116,6 +144,9 @@ func (d *Drainer) propose(ctx context.Context, world *pmxcfs.World, withStopped 
 		}
 		wants[id] = want
 		p.moves = append(p.moves, m)
+		if draws(world, vm) {
+			p.drawn = append(p.drawn, m)
+		}
 	}
 	for id, err := range world.Unread {
 		if _, known := world.VMs[id]; !known {

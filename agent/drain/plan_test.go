@@ -232,6 +232,32 @@ func TestComeBack(t *testing.T) {
 	}
 }
 
+// TestHADrawsBack: a drain cannot keep HA from following its own rules, but it can say so.
+func TestHADrawsBack(t *testing.T) {
+	world, running := guests(t, "100 pve2 512 a!\n101 pve2 512 b!\n102 pve2 512 c!\n")
+	files := pmxcfs.HAFiles{
+		Resources: []byte("vm: 100\n\tstate started\n\nvm: 101\n\tstate started\n\nvm: 102\n\tstate ignored\n"),
+		Rules:     []byte("node-affinity: home\n\tnodes pve2:2,pve1:1\n\tresources vm:100,vm:102\n\nnode-affinity: any\n\tnodes pve2:1,pve1:1\n\tresources vm:101\n"),
+	}
+	for i, want := range []string{
+		"HA prefers node pve2 for VM 100 and may bring it back at once; to prevent that: ha-manager crm-command node-maintenance enable pve2", "",
+	} {
+		maintenance := i == 1
+		if maintenance {
+			files.ManagerStatus = []byte(`{"node_status":{"pve2":"maintenance"},"node_request":{"pve2":{"maintenance":1}}}`)
+		}
+		world.HA = pmxcfs.ParseHA(files)
+		d := drainer(t, &rooms{free: map[string]int64{"pve1": gib, "pve3": gib}}, running)
+		p, err := d.propose(t.Context(), world, false, nil)
+		if got := p.notes(); err != nil || got != want || len(p.moves) != 3 {
+			t.Errorf("in maintenance %v: %q, %v, %v", maintenance, got, world.HA.Problems, err)
+		}
+		if p.moves[0].HA != true || p.moves[2].HA {
+			t.Errorf("what HA moves: %v", p.moves)
+		}
+	}
+}
+
 func TestRowOf(t *testing.T) {
 	if r := rowOf(placement.Decision{}, "pve9"); len(r.Reasons) != 1 {
 		t.Errorf("a node that nobody knows: %v", r)

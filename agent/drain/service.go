@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -121,7 +120,7 @@ func (d *Drainer) Drain(ctx context.Context, req *nodepb.DrainRequest) (*nodepb.
 		return nil, refuse(fault.New(fault.Precondition, "%w", err))
 	}
 	d.decided(ctx, ops.Drain, p)
-	return d.start(ctx, ops.Drain, params{Parallel: int(req.GetParallel()), Stopped: req.GetStopped(), Moves: p.moves})
+	return d.start(ctx, ops.Drain, params{Parallel: int(req.GetParallel()), Stopped: req.GetStopped(), Moves: p.moves, Notes: p.notes()})
 }
 
 // beginDrain cordons the node. What an earlier drain has moved is forgotten if that is over: it was restored, or the
@@ -266,11 +265,7 @@ func (d *Drainer) StopEvacuation(ctx context.Context, req *nodepb.StopEvacuation
 
 // plan is the answer to a dry run.
 func (d *Drainer) plan(kind ops.Kind, p proposal) *nodepb.DrainResponse {
-	resp := &nodepb.DrainResponse{Node: d.cfg.Node, Act: string(kind), State: "planned", Moves: encode(p.moves)}
-	if p.stopped > 0 {
-		resp.Message = fmt.Sprintf("VMs that do not run, and stay: %d", p.stopped)
-	}
-	return resp
+	return &nodepb.DrainResponse{Node: d.cfg.Node, Act: string(kind), State: "planned", Moves: encode(p.moves), Message: p.notes()}
 }
 
 // answer tells how far an operation is.
@@ -281,7 +276,7 @@ func (d *Drainer) answer(op ops.Op) *nodepb.DrainResponse {
 	} else {
 		var p params
 		_ = json.Unmarshal(op.Params, &p)
-		m.Moves = p.Moves
+		m.Moves, m.Message = p.Moves, p.Notes
 	}
 	resp := &nodepb.DrainResponse{Node: d.cfg.Node, Act: string(op.Kind), Op: op.ID, Moves: encode(m.Moves), Message: m.Message}
 	switch {
