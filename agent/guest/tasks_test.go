@@ -12,9 +12,6 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/ops"
 )
 
-// pause lets time pass in a bubble.
-func pause() { time.Sleep(time.Second) }
-
 // engine runs an engine of operations on a journal until stop is called.
 func engine(t *testing.T, path string, handlers map[ops.Kind]ops.Handler, hook func(ops.Moment, ops.Event)) (e *ops.Engine, stop func()) {
 	t.Helper()

@@ -56,13 +56,6 @@ func DecodeImage(imageJSON string) (Image, error) {
 	return i, i.check(place{payload: "image_json"})
 }
 
-// DecodePlacement checks and decodes the placement of a Create request alone. Every error is an *Error.
-func DecodePlacement(placementJSON string) (Placement, error) {
-	var p Placement
-	_, err := decode(place{payload: "placement_json"}, placementJSON, false, &p)
-	return p, err
-}
-
 // Canonical returns bytes that are equal for equal wishes, whatever the spelling of the request: the input of the
 // fingerprint kept in a VM's record.
 func (c Create) Canonical() []byte { return canonical(c) }

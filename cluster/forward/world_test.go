@@ -305,11 +305,10 @@ func (r *router) Route(ctx context.Context, _ string, req any) (Way, error) {
 	if !ok {
 		return Way{Node: r.owners[""]}, nil
 	}
-	name := string(vm.GetPayload().GetBody())
-	if choices := r.choices[name]; len(choices) > 0 {
+	if choices := r.choices[string(vm.GetPayload().GetBody())]; len(choices) > 0 {
 		return r.choose(ctx, choices)
 	}
-	node, known := r.owners[name]
+	node, known := r.owners[string(vm.GetPayload().GetBody())]
 	if !known || node == "" {
 		return Way{}, status.Error(codes.NotFound, "no such VM")
 	}

@@ -47,9 +47,6 @@ func (r *Replay) Close() error {
 	return errors.Join(r.surprise...)
 }
 
-// Stats tells what the socket has seen.
-func (r *Replay) Stats() Stats { return r.srv.snapshot() }
-
 func (r *Replay) talk(c net.Conn) {
 	in := bufio.NewReader(c)
 	var recorded, sent said
