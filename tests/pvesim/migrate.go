@@ -36,6 +36,7 @@ type migration struct {
 	next    *machine
 	volumes map[string]string // local ones: file here, file there
 	made    []string          // of those there
+	ended   bool              // machine is
 }
 
 // Migrate migrates a VM, and returns when it is done. A running one gets a new
@@ -281,6 +282,9 @@ func (c *Cluster) migrateOnline(ctx context.Context, m *migration, t *Task) erro
 	if err == nil {
 		err = m.copyVolumes(t)
 	}
+	if err == nil && m.machine.real {
+		err = m.endEarly(ctx)
+	}
 	if err == nil {
 		t.logf("starting VM %d on remote node '%s'", m.vmid, m.to.Name)
 		m.next, err = c.launch(ctx, m.to, m.vmid, m.conf.Main)
@@ -300,6 +304,16 @@ func (c *Cluster) migrateOnline(ctx context.Context, m *migration, t *Task) erro
 	return errors.Join(c.saveConf(m.to, m.vmid, m.conf), m.removeVolumes(false))
 }
 
+// endEarly ends the process on the source before that on the target starts: here both would open the same file, of which
+// real QEMU lets only one process write. With PVE the one on the target waits for what the other one sends it.
+func (m *migration) endEarly(ctx context.Context) error {
+	if err := m.machine.proc.Quit(ctx); err != nil && !errors.Is(err, kvm.ErrGone) {
+		return err
+	}
+	m.ended = true
+	return nil
+}
+
 // stillThere fails once the target has died: the VM goes on where it is.
 func (c *Cluster) stillThere(m *migration) error {
 	if m.to.alive().Err() != nil || !c.ring.linked(m.from.Name, m.to.Name) {
@@ -316,6 +330,10 @@ func (c *Cluster) backOut(ctx context.Context, m *migration, err error) error {
 	}
 	if m.next != nil {
 		err = errors.Join(err, killMachine(m.next))
+	}
+	if m.ended {
+		_, again := c.launch(ctx, m.from, m.vmid, m.conf.Main)
+		err = errors.Join(err, again)
 	}
 	return errors.Join(err, m.removeVolumes(true), c.saveConf(m.from, m.vmid, m.conf))
 }

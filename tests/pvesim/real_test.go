@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,28 @@ func startReal(t *testing.T) *pvesim.Cluster {
 		}
 	})
 	return c
+}
+
+// TestRealMigrate moves a VM that is a real QEMU from node to node.
+func TestRealMigrate(t *testing.T) {
+	c := startReal(t)
+	if err := c.AddVM(120, "pve1", map[string]string{"memory": "64"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartVM(120); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []string{"pve2", "pve1"} {
+		if err := c.Migrate(120, node, pvesim.MigrateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if owner, _ := c.Owner(120); owner != node || !c.Running(120) {
+			t.Errorf("on %s, runs %v", owner, c.Running(120))
+		}
+		if _, err := os.Stat(filepath.Join(c.Node(node).Run, "120.pid")); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestRealGuest is the life of a Linux guest in real QEMU.
