@@ -316,6 +316,16 @@ func TestGone(t *testing.T) {
 		}
 	}
 	// What is known may be old.
+	l.put(10000, "pve3", "name: web\nsmbios1: uuid="+uuidA+"\n")
+	l.refresh()
+	unlike := replica()
+	l.put(10000, "pve3", templateConf(10000, "ubuntu-tmpl", "local", uuidC))
+	l.serial++
+	l.write(".version", fmt.Sprintf(`{"starttime":1,"vmlist":%d}`, l.serial))
+	l.write(".vmlist", fmt.Sprintf(`{"version":%d,"ids":{"9000":{"node":"pve1","type":"qemu","version":1},"10000":{"node":"pve3","type":"qemu","version":99}}}`, l.serial))
+	if unlike.State != Missing || l.gone(t.Context(), unlike) {
+		t.Errorf("it was another machine when the world was read, and is not: %+v", unlike)
+	}
 	l.put(10000, "pve3", "")
 	l.refresh()
 	old := replica()

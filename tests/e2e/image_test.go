@@ -102,6 +102,7 @@ func TestImagePrepareRefuses(t *testing.T) {
 		{"ubuntu", `{"source":{"registry":{"image":"quay.io/a"}}}`, codes.FailedPrecondition, []string{"source.registry.image"}},
 		{"ubuntu", `{"source":{}}`, codes.InvalidArgument, []string{"source", "templateName"}},
 		{"taken", `{"source":{"proxmox":{"templateID":9001}}}`, codes.AlreadyExists, []string{"target_name", "taken", "prepare.force"}},
+		{"linux-template-shared", `{"source":{"proxmox":{"templateName":"linux-template"}}}`, codes.AlreadyExists, []string{"target_name", "linux-template-shared", "name the VMImage otherwise"}},
 		{"linux-template", `{"source":{"proxmox":{"templateName":"linux-template-shared"}}}`, codes.AlreadyExists, []string{"target_name", "linux-template"}},
 	} {
 		_, err := s.prepare(x.name, x.image)
