@@ -233,13 +233,16 @@ func btoi(b bool) int {
 	return 0
 }
 
-// arrived notes that a VM is on another node, and what restore needs to know.
-func (e *evacuation) arrived(m Move, vm *pmxcfs.VM, began time.Time) error {
-	if e.run.Op().Kind == ops.Restore {
-		if err := e.forget(m.VMID); err != nil {
-			return err
+// arrived notes that a VM is on another node, and what restore needs to know. What cannot be written now, for want of
+// quorum, is written later: the VM has moved.
+func (e *evacuation) arrived(ctx context.Context, m Move, vm *pmxcfs.VM, began time.Time) error {
+	err := ops.Retry(ctx, func(error) bool { return true }, func(context.Context) error {
+		if e.run.Op().Kind == ops.Restore {
+			return e.forget(m.VMID)
 		}
-	} else if err := e.remember(m, vm.Node); err != nil {
+		return e.remember(m, vm.Node)
+	})
+	if err != nil {
 		return err
 	}
 	return e.change(m.VMID, func(x *Move) {

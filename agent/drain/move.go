@@ -54,7 +54,7 @@ func (e *evacuation) moveOne(ctx context.Context, vmid int) error {
 		case err != nil:
 			return e.change(vmid, func(x *Move) { x.State, x.Reason = failed, err.Error() })
 		case vm.Node != m.From:
-			return e.elsewhere(m, vm)
+			return e.elsewhere(ctx, m, vm)
 		}
 		if done, err := e.attempt(ctx, m, vm); done || err != nil {
 			return err
@@ -108,7 +108,7 @@ func (e *evacuation) look(ctx context.Context, m Move) (vm *pmxcfs.VM, err error
 
 // elsewhere notes a VM that has gone from where it was: moved by us, in an earlier life or without our hearing so, or by
 // somebody else.
-func (e *evacuation) elsewhere(m Move, vm *pmxcfs.VM) error {
+func (e *evacuation) elsewhere(ctx context.Context, m Move, vm *pmxcfs.VM) error {
 	restoring := e.run.Op().Kind == ops.Restore
 	switch {
 	case restoring && vm.Node != e.cfg.Node && m.State == planned:
@@ -118,7 +118,7 @@ func (e *evacuation) elsewhere(m Move, vm *pmxcfs.VM) error {
 	case !restoring && m.State == planned:
 		return e.drop(m.VMID) // not ours to bring back
 	}
-	return e.arrived(m, vm, time.Now())
+	return e.arrived(ctx, m, vm, time.Now())
 }
 
 // attempt moves a VM to where it is planned to go. Not done means that it is to be looked at again.
@@ -175,7 +175,7 @@ func (e *evacuation) judge(ctx context.Context, m Move, vm *pmxcfs.VM, began tim
 		if err != nil {
 			e.cfg.Log.WarnContext(ctx, "a VM was moved, but something went wrong", "vm", m.ID, "to", now.Node, "err", err)
 		}
-		return true, e.arrived(m, now, began)
+		return true, e.arrived(ctx, m, now, began)
 	}
 	err = errors.Join(err, lerr)
 	if err == nil {

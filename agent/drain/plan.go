@@ -149,7 +149,7 @@ func (d *Drainer) propose(ctx context.Context, world *pmxcfs.World, withStopped 
 		}
 	}
 	for id, err := range world.Unread {
-		if _, known := world.VMs[id]; !known {
+		if _, known := world.VMs[id]; !known && !done[id] && strings.Contains(err.Error(), "/nodes/"+d.cfg.Node+"/") {
 			p.moves = append(p.moves, Move{VMID: id, From: d.cfg.Node, State: stays, Reason: fmt.Sprintf("its config cannot be read: %v", err), ID: "?"})
 		}
 	}

@@ -194,6 +194,15 @@ func TestProposeTellsWhatItCannotRead(t *testing.T) {
 	if p, err := drainer(t, &rooms{}, running).propose(t.Context(), world, false, map[int]bool{100: true}); err != nil || len(p.moves) != 0 {
 		t.Errorf("what is done already: %v, %v", p, err)
 	}
+	world, running = guests(t, "")
+	world.Unread = map[int]error{
+		200: errors.New("open /etc/pve/nodes/pve1/qemu-server/200.conf: input/output error"),
+		201: errors.New("open /etc/pve/nodes/pve2/qemu-server/201.conf: input/output error"),
+	}
+	p, err := drainer(t, &rooms{}, running).propose(t.Context(), world, false, nil)
+	if err != nil || len(p.obstacles()) != 1 || !strings.Contains(p.refusal("pve2"), "VM 201 () stays: its config cannot be read") {
+		t.Errorf("what cannot be read: %s, %v", p.refusal("pve2"), err)
+	}
 }
 
 // TestComeBack: the cordon, of which the others may not have heard that it is lifted, is looked through, and nothing else.

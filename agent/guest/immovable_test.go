@@ -99,3 +99,16 @@ func TestComplaint(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOlder: seconds are too coarse to tell an earlier move from this one.
+func TestOlder(t *testing.T) {
+	const first, second = "UPID:pve1:0000307A:0003F063:6B028FD3:qmigrate:100:root@pam:", "UPID:pve1:0000307B:0003F064:6B028FD3:hamigrate:100:root@pam:"
+	for _, test := range []struct {
+		u, than pve.UPID
+		want    bool
+	}{{first, second, true}, {second, first, false}, {first, first, false}, {first, "", false}} {
+		if older(test.u, test.than) != test.want {
+			t.Errorf("%s, %s: %v", test.u, test.than, !test.want)
+		}
+	}
+}

@@ -275,6 +275,7 @@ func (m *move) awaitHA(ctx context.Context) error {
 			return err
 		}
 		task, ok, err := m.lastTask(ctx, "qmigrate")
+		ok = ok && !older(task.UPID, m.task)
 		if ok && !task.Running() && task.Err() != nil {
 			return fault.New(fault.Precondition, "%s: the HA manager has tried: %w", m.act(), task.Err())
 		}
@@ -286,4 +287,12 @@ func (m *move) awaitHA(ctx context.Context) error {
 		}
 		return fmt.Errorf("%s: %w", m.act(), err)
 	})
+}
+
+// older reports whether a task was started before another one of the same node: an earlier move within the same second
+// says nothing of this one.
+func older(u, than pve.UPID) bool {
+	a, aerr := pve.ParseUPID(string(u))
+	b, berr := pve.ParseUPID(string(than))
+	return aerr == nil && berr == nil && a.PStart < b.PStart
 }
