@@ -94,7 +94,7 @@ func (m *Images) wanted(world *pmxcfs.World, set Set) bool {
 	}
 	missing := len(world.Members.Nodes)
 	if m.cfg.Replicas != EveryNode {
-		missing = m.cfg.Replicas - len(set.ready())
+		missing = m.cfg.Replicas - len(set.ready(world, m.cfg.Now()))
 	}
 	var able []string
 	for node := range world.Members.Nodes {

@@ -24,6 +24,7 @@ type lab struct {
 	dir    string
 	guests map[int]string // owners
 	serial int
+	off    string // a node that is offline
 }
 
 const storages = `dir: local
@@ -101,8 +102,19 @@ func (l *lab) refresh() {
 	l.must(err)
 	l.write(".vmlist", string(list))
 	l.write(".version", fmt.Sprintf(`{"starttime":1,"vmlist":%d,"storage.cfg":1}`, l.serial))
-	l.write(".members", `{"nodename":"pve1","version":3,"cluster":{"name":"lab","version":1,"nodes":3,"quorate":1},"nodelist":{`+
-		`"pve1":{"id":1,"online":1,"ip":"192.0.2.1"},"pve2":{"id":2,"online":1,"ip":"192.0.2.2"},"pve3":{"id":3,"online":1,"ip":"192.0.2.3"}}}`)
+	nodes := map[string]any{}
+	for n, name := range []string{"pve1", "pve2", "pve3"} {
+		online := 1
+		if name == l.off {
+			online = 0
+		}
+		nodes[name] = map[string]any{"id": n + 1, "online": online, "ip": fmt.Sprintf("192.0.2.%d", n+1)}
+	}
+	members, err := json.Marshal(map[string]any{
+		"nodename": "pve1", "version": 3, "nodelist": nodes, "cluster": map[string]any{"name": "lab", "version": 1, "nodes": 3, "quorate": 1},
+	})
+	l.must(err)
+	l.write(".members", string(members))
 	l.must(l.cfg.Watcher.Refresh(l.Context()))
 }
 

@@ -166,3 +166,26 @@ func TestWanted(t *testing.T) {
 		t.Errorf("with a node cordoned (-want +got):\n%s", diff)
 	}
 }
+
+// A node that is gone has no replica that counts; one that is being restarted does.
+func TestWantedWithoutANode(t *testing.T) {
+	t.Parallel()
+	for after, want := range map[time.Duration]bool{time.Minute: false, 3 * time.Minute: true} {
+		l := newLab(t, func(c *Config) {
+			c.Replicas = 2
+			c.Now = func() time.Time { return time.Now().Add(after) }
+		})
+		l.recordUbuntu() // on pve1 and pve3
+		l.off = "pve3"
+		l.refresh()
+		l.cfg.Node = "pve2"
+		set, err := l.Resolve(t.Context(), "ubuntu")
+		l.must(err)
+		if got := l.wanted(l.world(), set); got != want {
+			t.Errorf("%s after pve3 went: wanted on pve2: %v", after, got)
+		}
+		if _, onDemand, err := l.Source(t.Context(), "ubuntu"); err != nil || onDemand != want {
+			t.Errorf("%s after pve3 went: on demand: %v, %v", after, onDemand, err)
+		}
+	}
+}

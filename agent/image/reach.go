@@ -91,7 +91,7 @@ func (m *Images) mayNot(world *pmxcfs.World, set Set, node string) string {
 		return fmt.Sprintf("does not have %s", quote(set.Name))
 	case m.cfg.Replicas == 0 || m.cfg.Replicas == 1:
 		return "has no replica of " + quote(set.Name)
-	case m.cfg.Replicas != EveryNode && len(set.ready()) >= m.cfg.Replicas:
+	case m.cfg.Replicas != EveryNode && len(set.ready(world, m.cfg.Now())) >= m.cfg.Replicas:
 		return fmt.Sprintf("has no replica of %q, which is on as many nodes as it is to be (placement.image-replicas is %d)", set.Name, m.cfg.Replicas)
 	}
 	if why := m.cfg.Cordoned(node); why != "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
@@ -75,11 +76,11 @@ func (s Set) first(want func(Member) bool) (Member, bool) {
 	return Member{}, false
 }
 
-// ready returns the nodes with a member that VMs can be made from.
-func (s Set) ready() []string {
+// ready returns the nodes with a member that VMs can be made from. What a node has that is gone does not count.
+func (s Set) ready(world *pmxcfs.World, now time.Time) []string {
 	var nodes []string
 	for _, m := range s.Members {
-		if m.State == Ready && !slices.Contains(nodes, m.Node) {
+		if m.State == Ready && !slices.Contains(nodes, m.Node) && !world.Gone(m.Node, now) {
 			nodes = append(nodes, m.Node)
 		}
 	}

@@ -54,7 +54,12 @@ func copying(t *testing.T, disks map[string]*served, f func(ctx context.Context,
 	l = newLab(t, func(c *Config) {
 		c.Node = "pve2"
 		c.Call = func(_ context.Context, node, _ string, req, resp proto.Message) error {
-			return disks[node].read(req.(*peerpb.ReadVolumeRequest), resp.(*peerpb.ReadVolumeResponse))
+			rq, ok1 := req.(*peerpb.ReadVolumeRequest)
+			out, ok2 := resp.(*peerpb.ReadVolumeResponse)
+			if !ok1 || !ok2 {
+				return fmt.Errorf("asked with %T for %T", req, resp)
+			}
+			return disks[node].read(rq, out)
 		}
 	})
 	vz := t.TempDir()
@@ -103,7 +108,11 @@ func (l *lab) stagedFile(k *making) ([]byte, int64) {
 	l.must(err)
 	info, err := os.Stat(path)
 	l.must(err)
-	return b, info.Sys().(*syscall.Stat_t).Blocks * 512
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		l.Fatalf("%s: no stat", path)
+	}
+	return b, stat.Blocks * 512
 }
 
 func TestPull(t *testing.T) {
