@@ -148,12 +148,18 @@ func (d *Drainer) propose(ctx context.Context, world *pmxcfs.World, withStopped 
 			p.drawn = append(p.drawn, m)
 		}
 	}
+	p.moves = append(p.moves, d.unread(world, done)...)
+	return p, d.target(ctx, &p, wants)
+}
+
+// unread are the guests of this node of whose configs nothing is known.
+func (d *Drainer) unread(world *pmxcfs.World, done map[int]bool) (moves []Move) {
 	for id, err := range world.Unread {
 		if _, known := world.VMs[id]; !known && !done[id] && strings.Contains(err.Error(), "/nodes/"+d.cfg.Node+"/") {
-			p.moves = append(p.moves, Move{VMID: id, From: d.cfg.Node, State: stays, Reason: fmt.Sprintf("its config cannot be read: %v", err), ID: "?"})
+			moves = append(moves, Move{VMID: id, From: d.cfg.Node, State: stays, Reason: fmt.Sprintf("its config cannot be read: %v", err), ID: "?"})
 		}
 	}
-	return p, d.target(ctx, &p, wants)
+	return moves
 }
 
 func newMove(world *pmxcfs.World, vm *pmxcfs.VM, running bool) Move {

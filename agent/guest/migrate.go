@@ -249,6 +249,9 @@ func (m *move) arrived(ctx context.Context, vm *pmxcfs.VM, failed error) error {
 		return nil
 	}
 	err := ops.Retry(ctx, func(err error) bool { return errors.Is(err, errNotYet) || passing(err) }, func(ctx context.Context) error {
+		if world, err := m.cfg.Watcher.World(); err == nil && !world.Online(vm.Node) {
+			return errors.New("that node is offline now")
+		}
 		got, err := m.powerAnywhere(ctx, vm)
 		if err == nil && got != status.On {
 			err = errNotYet

@@ -55,7 +55,8 @@ func TestDrainOfFifty(t *testing.T) {
 	if end.GetState() != "done" || len(end.GetMoves()) != count {
 		t.Fatalf("%s: %s", end.GetState(), moves(end))
 	}
-	if here, dead := on("pve2"), on("pve3"); here != 0 || dead != there || on("pve1") != count-there {
+	// One may just have been handed over when the target died.
+	if here, dead := on("pve2"), on("pve3"); here != 0 || dead < there || dead > there+parallel || on("pve1") != count-dead {
 		t.Errorf("%d VMs on pve2, %d on pve3, %d when it died", here, dead, there)
 	}
 	for _, id := range ids {
@@ -65,7 +66,7 @@ func TestDrainOfFifty(t *testing.T) {
 		if len(files) != 1 || c.sim.Running(id) != (owner == "pve1") {
 			t.Errorf("VM %d: %v, runs %v", id, files, c.sim.Running(id))
 		}
-		if conf, err := c.sim.Config(id); err != nil || conf["lock"] != "" {
+		if conf, err := c.sim.Config(id); err != nil || owner == "pve1" && conf["lock"] != "" {
 			t.Errorf("VM %d: %v, %v", id, conf, err)
 		}
 		for _, node := range []string{"pve1", "pve2"} {
