@@ -210,6 +210,10 @@ func TestImageOnDemand(t *testing.T) {
 	t.Parallel()
 	with := setting{flags: append(slices.Clone(replicas.flags), "--sync-wait=30s", "--sync-waits-per-client=20"), options: []agent.Option{agent.WithReplicasEvery(time.Hour)}}
 	s := assemble(t, setting{sim: twoNodes}, with)
+	for _, name := range []string{"local", "shared"} { // as before PVE 8.4: what is staged lies among the disks
+		s.must(s.sim.ChangeStorage(name, func(x *pvesim.Storage) { x.Content = []string{"images", "iso", "snippets"} }))
+	}
+	imported := s.watch("POST", "/nodes/pve2/qemu")
 	_, err := s.root("pve2").Cordon(s.ctx, &nodepb.CordonRequest{Node: "pve1"})
 	s.must(err)
 	s.eventually("pve1 knows its cordon", func() bool {
@@ -233,6 +237,13 @@ func TestImageOnDemand(t *testing.T) {
 		if owner, _ := s.sim.Owner(id); id >= 10000 && owner != "pve2" {
 			t.Errorf("VM %d was made on %s, which is cordoned", id, owner)
 		}
+	}
+	vmid := made[0].VMID
+	if got := imported(); len(got) != 1 || !strings.Contains(got[0], fmt.Sprintf("import-from=local:%d/vm-%[1]d-disk-90.qcow2", vmid)) {
+		t.Errorf("imported by %q", got)
+	}
+	if left := glob(t, filepath.Join(s.rig.Dir, "pve2", "vz", "images", fmt.Sprint(vmid), "*-disk-9*")); len(left) > 0 {
+		t.Errorf("staged and not removed: %v", left)
 	}
 	if n := len(s.sim.VMIDs()); n != 2+1+10 {
 		t.Errorf("%d VMs and templates: %v", n, s.sim.VMIDs())
