@@ -41,7 +41,8 @@ race: export CGO_ENABLED = 1
 race: schema
 	go run ./tests/skips -timeout 20m -race $(PKG)
 
-# Agents that are killed at every step of their operations, and stories that dice make up; `make test` takes some of both.
+# Agents that are killed at every step of their operations, replicas whose source or target dies, and stories that dice
+# make up; `make test` takes some of each.
 crash: schema
 	go run ./tests/skips -timeout 15m -count=1 -tags every -run '^(TestCrash|TestReplica|TestWalks|TestDrainOfFifty)' ./tests/e2e ./tests/scenario
 
