@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -186,6 +187,9 @@ func TestDrainAndRestore(t *testing.T) {
 		return err == nil && len(why.GetPlacements()) == 1 && why.GetPlacements()[0].GetAct() == "drain" && why.GetPlacements()[0].GetDecidedBy() == "pve2"
 	})
 	c.eventually("pve2 is left by balancers", func() bool { return !c.inService("pve2") })
+	if code, text := c.at["pve2"].get("/readyz"); code != http.StatusServiceUnavailable || text != "draining\n" {
+		t.Errorf("readyz: %d %q", code, text)
+	}
 	if d := c.at["pve2"].described("101"); d.GetPowerState() != "On" {
 		t.Errorf("through the node that was drained: %v", d)
 	}
