@@ -65,7 +65,7 @@ func (m *Images) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{l.broken}
 	for _, img := range l.images {
 		set, err := l.recorded(img)
 		if fault.Is(err, fault.NotFound) { // nothing is left of it; should its template come back, it lives again

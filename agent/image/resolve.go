@@ -25,6 +25,11 @@ func (m *Images) Resolve(ctx context.Context, ref string) (Set, error) {
 	if img, ok := l.image(ref); ok {
 		return l.recorded(img)
 	}
+	if l.broken != nil { // records that cannot be read hide their own images, and no others
+		if _, _, err := m.cfg.Records.Find(ref); err != nil {
+			return Set{}, fault.New(fault.Precondition, "image %q: %w", ref, err)
+		}
+	}
 	if vmid, err := strconv.Atoi(ref); err == nil {
 		return l.numbered(ctx, vmid)
 	}
@@ -36,6 +41,7 @@ type lookup struct {
 	*Images
 	world  *pmxcfs.World
 	images []record.Image
+	broken error // why other records could not be read
 }
 
 func (m *Images) look() (*lookup, error) {
@@ -44,10 +50,7 @@ func (m *Images) look() (*lookup, error) {
 		return nil, err
 	}
 	images, broken, err := m.cfg.Records.List()
-	if err == nil {
-		err = errors.Join(broken...)
-	}
-	return &lookup{Images: m, world: world, images: images}, err
+	return &lookup{Images: m, world: world, images: images, broken: errors.Join(broken...)}, err
 }
 
 func (l *lookup) image(name string) (record.Image, bool) {

@@ -127,6 +127,22 @@ func TestResolveRecorded(t *testing.T) {
 	l.refuses("ubuntu", fault.NotFound, `"ubuntu"`, "ubuntu-tmpl")
 }
 
+// A record that cannot be read hides its own image only.
+func TestResolveBesideABrokenRecord(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.recordUbuntu()
+	l.put(9100, "pve1", templateConf(9100, "debian", "local", uuidB))
+	l.refresh()
+	l.write("priv/pve-rigaud/images/debian.1", "{garbage}\n")
+	l.resolves("ubuntu", "ubuntu, pve1:9000 ready, pve3:10000 ready replica")
+	l.resolves("9100", "debian, pve1:9100 ready")
+	l.refuses("debian", fault.Precondition, "debian.1", "not a record")
+	if err := l.pass(t.Context()); err == nil || !strings.Contains(err.Error(), "debian.1") {
+		t.Errorf("nobody is told: %v", err)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
