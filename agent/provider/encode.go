@@ -37,6 +37,9 @@ func Status(err error) error {
 		return status.Error(codes.Internal, err.Error())
 	}
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Reason == fault.Moved {
+		if lack, ok := errors.AsType[*fault.Error](f.Err); ok && lack.Reason == fault.Exhausted {
+			return forward.Full(lack.Msg, err.Error())
+		}
 		return forward.Elsewhere(f.Node, err.Error())
 	}
 	code, known := statusCodes[fault.Of(err)]

@@ -15,6 +15,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/fault"
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 )
 
 // breaks are the codes that count as failures of the endpoint in the manager's circuit breaker.
@@ -41,6 +42,20 @@ func TestEveryReasonHasACode(t *testing.T) {
 	}
 	if got := status.Code(Status(errors.New("a defect"))); got != codes.Internal {
 		t.Errorf("an error without a reason is %s", got)
+	}
+}
+
+// TestWantOfRoomIsTold: the agent that has chosen a node learns that this lacks room, and of what.
+func TestWantOfRoomIsTold(t *testing.T) {
+	lack := fault.New(fault.Exhausted, "memory (needs 8.0 GiB, 3.1 free)")
+	err := Status(fmt.Errorf("outer: %w", fault.MovedTo("", "node pve1 cannot take web: %w", lack)))
+	if lacks, full := forward.IsFull(err); !full || lacks != lack.Msg || status.Convert(err).Message() != "outer: node pve1 cannot take web: "+lack.Msg {
+		t.Errorf("%q, %v: %v", lacks, full, err)
+	}
+	err = Status(fault.MovedTo("pve2", "node pve1 cannot take web: %w", fault.New(fault.Precondition, "cordoned")))
+	node, elsewhere := forward.IsElsewhere(err)
+	if _, full := forward.IsFull(err); full || !elsewhere || node != "pve2" {
+		t.Errorf("%v: %q", err, node)
 	}
 }
 

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/pve-rigaud/pve-rigaud/agent/guest"
 	"github.com/pve-rigaud/pve-rigaud/agent/peerpb"
 	"github.com/pve-rigaud/pve-rigaud/agent/record"
+	"github.com/pve-rigaud/pve-rigaud/cluster/forward"
 	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
 )
 
@@ -30,13 +32,6 @@ type room struct {
 	held map[string]held
 }
 
-// held is room for one VM.
-type held struct {
-	vmid  int // 0: it has no number yet
-	size  capacity.Size
-	until time.Time // zero: as long as its operation goes on
-}
-
 func size(w placement.Want) capacity.Size {
 	return capacity.Size{Memory: w.Memory, VCPUs: uint32(max(0, w.CPUs))}
 }
@@ -44,14 +39,19 @@ func size(w placement.Want) capacity.Size {
 // Making are the VMs for which room is kept here, for this node's capacity.
 func (s *Scheduler) Making() []capacity.Making {
 	now := s.cfg.Now()
+	world, err := s.cfg.Watcher.World()
+	if err != nil {
+		world = nil
+	}
 	s.room.mu.Lock()
 	defer s.room.mu.Unlock()
 	out := make([]capacity.Making, 0, len(s.room.held))
 	for key, h := range s.room.held {
-		if !h.until.IsZero() && now.After(h.until) {
+		if h.over(world, now) {
 			delete(s.room.held, key)
 			continue
 		}
+		s.room.held[key] = h
 		out = append(out, capacity.Making{VMID: h.vmid, Size: h.size})
 	}
 	return out
@@ -59,42 +59,75 @@ func (s *Scheduler) Making() []capacity.Making {
 
 // Admit keeps room for a VM on a node, this one or another, if there is some; see guest.Admission.
 func (s *Scheduler) Admit(ctx context.Context, node, key string, w placement.Want) error {
-	if node != s.cfg.Node {
-		rq := &peerpb.AdmitRequest{Key: key, Memory: w.Memory, Cpus: uint32(max(0, w.CPUs)), Name: w.Name}
-		if err := s.cfg.Call(ctx, node, peerpb.Peer_Admit_FullMethodName, rq, &peerpb.AdmitResponse{}); err != nil {
-			return fault.MovedTo("", "%w", err)
-		}
-		return nil
+	var err error
+	if node == s.cfg.Node {
+		err = s.admit(ctx, key, w, held{})
+	} else {
+		err = s.admitThere(ctx, node, key, w)
 	}
-	return s.admit(ctx, key, w, time.Time{})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.book.Settle(key, s.cfg.Now()) // if it was placed from here: what the node tells next has it in it
+	return nil
 }
 
-// admit is Admit for this node.
-func (s *Scheduler) admit(ctx context.Context, key string, w placement.Want, until time.Time) error {
+// admitThere asks the agent of another node to keep room.
+func (s *Scheduler) admitThere(ctx context.Context, node, key string, w placement.Want) error {
+	rq := &peerpb.AdmitRequest{Key: key, Memory: w.Memory, Cpus: uint32(max(0, w.CPUs)), Name: w.Name}
+	err := s.cfg.Call(ctx, node, peerpb.Peer_Admit_FullMethodName, rq, &peerpb.AdmitResponse{})
+	if err == nil {
+		return nil
+	}
+	if lacks, full := forward.IsFull(err); full {
+		return cannot(node, w, fault.Exhausted, lacks)
+	}
+	return fault.MovedTo("", "%w", err)
+}
+
+// cannot is the answer of a node that would not have a VM.
+func cannot(node string, w placement.Want, reason fault.Reason, why string) error {
+	return fault.MovedTo("", "node %s cannot take %s: %w", node, w.Name, fault.New(reason, "%s", why))
+}
+
+// admit is Admit for this node. What is new in held is when it ends, and whether the VM comes from elsewhere.
+func (s *Scheduler) admit(ctx context.Context, key string, w placement.Want, h held) error {
 	cordons, err := s.cfg.Cordons(ctx)
 	if err != nil {
 		return fault.New(fault.Precondition, "%s: %w", w.Name, err)
 	}
 	s.room.deciding.Lock()
 	defer s.room.deciding.Unlock()
-	vmid, again := s.room.number(key)
-	if !again {
+	if was, again := s.room.get(key); again {
+		h.vmid, h.seen, h.name, h.others = was.vmid, was.seen, was.name, was.others
+	} else {
 		now := s.cfg.Now()
 		n := placement.Node{Name: s.cfg.Node, Cordoned: cordons[s.cfg.Node], CPUs: s.cfg.CPUs(s.cfg.Node), State: s.own(now)}
 		if reasons := placement.Fits(n, w, s.cfg.Settings, now); len(reasons) > 0 {
-			return fault.MovedTo("", "node %s cannot take %s: %s", s.cfg.Node, w.Name, words(reasons))
+			return cannot(s.cfg.Node, w, reasonOf(reasons), words(reasons))
 		}
 	}
-	s.room.keep(key, held{vmid: vmid, size: size(w), until: until})
+	h.size = size(w)
+	s.room.keep(key, h)
 	return nil
 }
 
-// number returns the number of a VM for which room is kept.
-func (r *room) number(key string) (vmid int, kept bool) {
+// reasonOf is Exhausted if there is a lack of room and nothing else.
+func reasonOf(reasons []placement.Reason) fault.Reason {
+	if slices.ContainsFunc(reasons, func(r placement.Reason) bool { return !r.Capacity }) {
+		return fault.Precondition
+	}
+	return fault.Exhausted
+}
+
+// get returns what is kept for a VM.
+func (r *room) get(key string) (h held, kept bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	h, kept := r.held[key]
-	return h.vmid, kept
+	h, kept = r.held[key]
+	return h, kept
 }
 
 func (r *room) keep(key string, h held) {
@@ -149,7 +182,11 @@ func (s *Scheduler) PeerAdmit(ctx context.Context, rq *peerpb.AdmitRequest) (*pe
 		return &peerpb.AdmitResponse{}, nil
 	}
 	w := placement.Want{Name: rq.GetName(), Memory: rq.GetMemory(), CPUs: int(rq.GetCpus())}
-	return &peerpb.AdmitResponse{}, s.admit(ctx, rq.GetKey(), w, s.cfg.Now().Add(guestWithin))
+	h := held{name: w.Name, until: s.cfg.Now().Add(guestWithin)}
+	if world, err := s.cfg.Watcher.World(); err == nil {
+		h.others = named(world, w.Name)
+	}
+	return &peerpb.AdmitResponse{}, s.admit(ctx, rq.GetKey(), w, h)
 }
 
 // remember keeps room for the VMs of this node that an earlier life of the agent has made a moment ago: they are about to

@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,6 +72,12 @@ type Scheduler struct {
 type refusal struct {
 	at   time.Time
 	text string
+	full bool // for want of room
+}
+
+// counts says whether a refusal is still held against a node, by the age of what the node tells of its room.
+func (r refusal) counts(told, now time.Time) bool {
+	return now.Sub(r.at) < refusalCounts && (!r.full || !told.After(r.at.Add(time.Second)))
 }
 
 // New makes a Scheduler; nothing runs before Run.
@@ -103,6 +111,9 @@ func (s *Scheduler) Choose(ctx context.Context, p guest.Placing) (forward.Way, e
 	w.Source = reachable(c.Nodes, p)
 	d := s.placer.Place(c, w, s.cfg.Settings, now)
 	if d.Node == "" {
+		s.lockedDoubt(&d, c, w, now)
+	}
+	if d.Node == "" {
 		blind(&d, c.Nodes, w, now)
 	}
 	s.decided(ctx, string(p.Kind), p.Owner, w, d)
@@ -116,6 +127,30 @@ func (s *Scheduler) Choose(ctx context.Context, p guest.Placing) (forward.Way, e
 	s.book.Reserve(p.Key, d.Node, w.Amount(d.Node), now)
 	s.book.Identify(p.Key, w)
 	return forward.Way{Node: p.Maker(d.Node), Note: p.Note(d.Node)}, nil
+}
+
+// doubts is how many nodes are asked that look full, before that is believed.
+const doubts = 3
+
+// lockedDoubt chooses a node that lacks memory only by what was placed there a moment ago, where no other fits: what the
+// node has told may have that in it already. It has the last word.
+func (s *Scheduler) lockedDoubt(d *placement.Decision, c placement.Cluster, w placement.Want, now time.Time) {
+	asked := 0
+	nodes := slices.Clone(c.Nodes)
+	for i := range nodes {
+		nodes[i].Reserved.Memory = 0
+		if nodes[i].Refused != "" {
+			asked++
+		}
+	}
+	if asked >= doubts {
+		return
+	}
+	again := s.placer.Place(placement.Cluster{Nodes: nodes, VMs: c.VMs}, w, s.cfg.Settings, now)
+	if again.Node != "" {
+		again.Warnings = append(again.Warnings, "node "+again.Node+" was chosen although it may be full with what was placed there a moment ago: no other fits")
+		*d = again
+	}
 }
 
 // blind chooses a node that has told nothing lately, where no other fits: PVE has it as online, and its agent has the
@@ -162,8 +197,8 @@ func reachable(nodes []placement.Node, p guest.Placing) *placement.Source {
 // lockedRefusals tells of the nodes that would not have this VM a moment ago.
 func (s *Scheduler) lockedRefusals(nodes []placement.Node, p guest.Placing, now time.Time) {
 	for i := range nodes {
-		if r, ok := s.refused[p.Key][nodes[i].Name]; ok && now.Sub(r.at) < refusalCounts {
-			nodes[i].Refused = r.text
+		if r, ok := s.refused[p.Key][nodes[i].Name]; ok && r.counts(nodes[i].State.DigestAt, now) {
+			nodes[i].Refused, nodes[i].Full = r.text, r.full
 		}
 	}
 }
@@ -186,11 +221,19 @@ func (s *Scheduler) Answered(ctx context.Context, way forward.Way, err error) {
 		s.silent[way.Node] = now
 	case elsewhere && hint == "":
 		s.book.Cancel(key)
-		s.lockedRefuse(key, node, refusal{now, status.Convert(err).Message()})
+		s.lockedRefuse(key, node, refused(err, way.Node, now))
 	default:
 		s.book.Cancel(key)
 	}
 	s.cfg.Log.DebugContext(ctx, "placed", "key", key, "node", node, "by", way.Node, "err", err)
+}
+
+// refused is what a node answered that would not have a VM.
+func refused(err error, by string, now time.Time) refusal {
+	if lacks, full := forward.IsFull(err); full {
+		return refusal{at: now, text: lacks, full: true}
+	}
+	return refusal{at: now, text: strings.TrimPrefix(status.Convert(err).Message(), by+": ")}
 }
 
 func (s *Scheduler) lockedRefuse(key, node string, r refusal) {

@@ -85,3 +85,31 @@ func TestNoChoiceIsLeft(t *testing.T) {
 		}
 	}, "pve1", "pve2")
 }
+
+// TestFull: who chose learns on the way of a refusal that it is for want of room, and of what.
+func TestFull(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.chooses("new", "pve2", "pve1")
+		w.agents["pve2"].on(func(context.Context, string) error { return Full("memory", "pve2 lacks memory") })
+		w.agents["pve1"].on(func(context.Context, string) error { return Elsewhere("pve2", "no room") })
+		_, _ = call(t.Context(), w.client("manager", "pve1"), "new") // it is refused in the end
+		got := w.agents["pve1"].router.answers()
+		if len(got) < 2 {
+			t.Fatalf("the router was told %v", got)
+		}
+		if lacks, ok := IsFull(got[0].err); !ok || lacks != "memory" {
+			t.Errorf("%q, %v: %v", lacks, ok, got[0].err)
+		}
+		if node, ok := IsElsewhere(got[0].err); !ok || node != "" {
+			t.Errorf("%q, %v: %v", node, ok, got[0].err)
+		}
+		if lacks, ok := IsFull(got[1].err); ok {
+			t.Errorf("%q: %v", lacks, got[1].err)
+		}
+	}, "pve1", "pve2")
+	for _, err := range []error{nil, errors.New("full"), status.Error(codes.Aborted, "full"), status.Error(codes.ResourceExhausted, "full")} {
+		if _, ok := IsFull(err); ok {
+			t.Errorf("%v is taken for a want of room", err)
+		}
+	}
+}

@@ -67,9 +67,10 @@ func (b *Book) Identify(key string, w Want) {
 }
 
 // Settle says that the node has taken it: a digest of it younger than now
-// counts it. Without a word it is taken to have done so after 5 s.
+// counts it. Without a word it is taken to have done so after 5 s. The first
+// word counts.
 func (b *Book) Settle(key string, now time.Time) {
-	if e := b.entries[key]; e != nil {
+	if e := b.entries[key]; e != nil && e.settled.IsZero() {
 		e.settled = now
 	}
 }
@@ -96,7 +97,7 @@ func (b *Book) apply(nodes []Node, now time.Time) map[string]int {
 	at := make(map[string]int, len(nodes))
 	for i := range nodes {
 		n := &nodes[i]
-		n.Reserved, n.Recent, n.Refused = Amount{}, Amount{}, b.refusals[n.Name].reason
+		n.Reserved, n.Recent, n.Refused, n.Full = Amount{}, Amount{}, b.refusals[n.Name].reason, false
 		at[n.Name] = i
 	}
 	maps.DeleteFunc(b.entries, func(_ string, e *entry) bool {

@@ -70,6 +70,17 @@ func settleAfter(d time.Duration) func(*Book) {
 	return func(b *Book) { b.Settle("a", now.Add(d)) }
 }
 
+// The node takes a VM once: when its making is answered for later, its numbers have had it for long.
+func TestBookSettlesOnce(t *testing.T) {
+	var b Book
+	b.Reserve("a", "pve1", booked, now)
+	b.Settle("a", now.Add(time.Second))
+	b.Settle("a", now.Add(4*time.Second))
+	if got := reserved(&b, 4*time.Second, 2*time.Second, 0); got.Memory != 0 {
+		t.Errorf("%+v is reserved", got)
+	}
+}
+
 // What is over is forgotten, not kept for ever.
 func TestBookForgets(t *testing.T) {
 	var b Book

@@ -40,7 +40,7 @@ func (q *question) reasons(n *Node) refusals {
 	var r refusals
 	heard := q.heard(n, &r)
 	q.willing(n, &r)
-	if n.Refused != "" {
+	if n.Refused != "" && !n.Full {
 		r.add(filterRefused, "refused a moment ago: %s", n.Refused)
 	}
 	q.allowed(n, &r)
@@ -50,6 +50,9 @@ func (q *question) reasons(n *Node) refusals {
 		q.memory(n, &r)
 		q.storages(n, &r)
 		q.bridges(n, &r)
+	}
+	if n.Full && !slices.ContainsFunc(r, func(other Reason) bool { return other.Capacity }) { // else that says it, by newer figures
+		r.lack(filterRefused, "refused a moment ago: %s", n.Refused)
 	}
 	return r
 }

@@ -309,6 +309,24 @@ func TestWordsOfOthers(t *testing.T) {
 	}
 }
 
+// A node that refused for want of room lacks it; what it has told since says so better.
+func TestFull(t *testing.T) {
+	n := nodes(1)[0]
+	n.Refused, n.Full = "memory (needs 8.0 GiB, 7.9 free)", true
+	n.State.Digest.MemoryTotal = 64 * gibi
+	got := Fits(n, Want{Memory: 8 * gibi}, Settings{}, now)
+	want := []Reason{{Filter: filterRefused, Text: "refused a moment ago: memory (needs 8.0 GiB, 7.9 free)", Capacity: true}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	n.State.Digest.MemoryPromised = 63 * gibi
+	got = Fits(n, Want{Memory: 8 * gibi}, Settings{}, now)
+	want = []Reason{{Filter: filterMemory, Text: "memory (needs 8.0 GiB, 1.0 free)", Capacity: true}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A refusal of a large cluster fits into the trailer of an answer.
 func TestRefusalOfManyNodes(t *testing.T) {
 	c := Cluster{Nodes: nodes(100)}

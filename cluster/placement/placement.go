@@ -29,6 +29,7 @@ type Node struct {
 	Reserved Amount    // placed there and not yet seen in State
 	Recent   Amount    // placed there in the last seconds, seen or not: other agents may be doing the same
 	Refused  string    // why the node itself refused a moment ago; "": it did not
+	Full     bool      // that was for want of room
 }
 
 // Amount is what VMs need of a node.
