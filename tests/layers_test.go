@@ -100,7 +100,7 @@ var rooms = map[string]room{
 	"tests/demo":           {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
 	"tests/e2e":            {tests: "agent agent/config agent/guest/hotplug agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/providerpb agent/record cluster qmp qmp/qga"},
 	"tests/matrix":         {tests: "agent agent/providerpb agent/spec tests/pvesim tests/rig"},
-	"tests/netns":          {imports: "agent/providerpb tests/pvesim tests/scenario"},
+	"tests/netns":          {imports: "agent/providerpb tests/pvesim tests/scenario", tests: "agent/nodepb"},
 	"tests/payloads":       {},
 	"tests/rig":            {imports: "agent agent/config agent/providerpb tests/pvesim"},
 	"tests/guestimage":     {},

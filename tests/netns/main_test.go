@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/pve-rigaud/pve-rigaud/tests/pvesim"
 	"github.com/pve-rigaud/pve-rigaud/tests/scenario"
 )
 
@@ -70,9 +71,10 @@ func tell(t *testing.T, text string) scenario.Report {
 	return report
 }
 
-func newWorld(t *testing.T) *World {
+// newWorld makes a world whose simulated cluster is changed a bit.
+func newWorld(t *testing.T, change ...func(*pvesim.Config)) *World {
 	t.Helper()
-	cfg := Config{Nodes: 3, Log: slog.New(slog.DiscardHandler)}
+	cfg := Config{Nodes: 3, Log: slog.New(slog.DiscardHandler), Change: change}
 	if *logs != "" {
 		cfg.Logs = filepath.Join(*logs, filepath.Base(t.Name()))
 	}

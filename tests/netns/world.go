@@ -35,6 +35,8 @@ type Config struct {
 	Nodes int
 	Logs  string       // a directory for the logs of the agents, one file for each node, and of the client; "": with the other files
 	Log   *slog.Logger // of the simulated cluster
+
+	Change []func(*pvesim.Config) // of the simulated cluster, one after the other
 }
 
 // World is a simulated cluster with the real program on its nodes. VMs are stand-ins and can be switched on.
@@ -95,6 +97,9 @@ func (w *World) startCluster(ctx context.Context, cfg Config) (err error) {
 	}
 	for i := range cfg.Nodes {
 		sim.Addresses = append(sim.Addresses, w.net.address(i))
+	}
+	for _, change := range cfg.Change {
+		change(&sim)
 	}
 	if w.sim, err = pvesim.New(sim); err != nil {
 		return err
