@@ -71,9 +71,11 @@ func copying(t *testing.T, disks map[string]*served, f func(ctx context.Context,
 		k := &making{Images: l.Images, run: r, order: order{Image: "ubuntu"}}
 		conf := l.world().VMs[9000].Conf
 		k.memo = memo{VMID: 10001, UUID: uuidB, Source: source{Node: "pve1", VMID: 9000, Version: Version(conf), Root: 9000}}
-		if k.memo.Target, err = targetOn(l.world(), conf, "pve2"); err != nil {
+		target, err := targetOn(l.world(), conf, "pve2")
+		if err != nil {
 			return err
 		}
+		k.memo.Target = target
 		if err := k.plan(ctx, conf); err != nil {
 			return err
 		}
