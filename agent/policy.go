@@ -13,7 +13,7 @@ import (
 
 // newPolicy is what the configuration says about names in requests.
 func newPolicy(cfg config.Config) (plan.Policy, error) {
-	p := plan.Policy{Bridges: cfg.Bridges, StorageClasses: map[string]plan.StorageClass{}}
+	p := plan.Policy{Bridges: cfg.Bridges, StorageClasses: map[string]plan.StorageClass{}, Groups: cfg.Placement.Groups}
 	for name, settings := range cfg.StorageClasses {
 		class := plan.StorageClass{Storage: settings["storage"], Options: plan.Values{}}
 		maps.Copy(class.Options, settings)

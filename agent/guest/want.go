@@ -57,7 +57,18 @@ func (g *Guests) PlaceClone(ctx context.Context, owner string, source record.ID,
 	return g.placing(ctx, cloneRequest(owner, source, wish))
 }
 
+// placing is asked by agents that have nothing to do with the VM or its source, and may not have seen what became of them
+// a moment ago, by way of another node: so a refusal counts only after another look.
 func (g *Guests) placing(ctx context.Context, r request) (Placing, error) {
+	p, err := g.placingKnown(ctx, r)
+	if err != nil && !fault.Is(err, fault.Invalid) && g.cfg.Watcher.Refresh(ctx) == nil {
+		p, err = g.placingKnown(ctx, r)
+	}
+	return p, err
+}
+
+// placingKnown is placing by what is known of /etc/pve.
+func (g *Guests) placingKnown(ctx context.Context, r request) (Placing, error) {
 	if err := g.nameIsFree(ctx, r.name); err != nil {
 		return Placing{}, err
 	}
@@ -209,6 +220,19 @@ func (p *Placing) reach(source *placement.Source, node string, reach placement.R
 	} else {
 		reach.Disks = disks(needs.Disks)
 	}
+	p.offer(source, node, reach, site.World)
+}
+
+// offer adds a node from which the source is reached, unless storage.cfg keeps one of the disks away from it: what the
+// node itself tells of its storages may not be known yet.
+func (p *Placing) offer(source *placement.Source, node string, reach placement.Reach, world *pmxcfs.World) {
+	for _, d := range reach.Disks {
+		if s, ok := world.Storages.Get(d.Storage); ok && !s.OnNode(node) {
+			delete(source.Nodes, node)
+			source.Why[node] = "has no storage " + d.Storage
+			return
+		}
+	}
 	source.Nodes[node] = reach
 }
 
@@ -249,8 +273,8 @@ func (g *Guests) wantCopy(ctx context.Context, p *Placing, r request, site plan.
 		case why != "":
 			source.Why[node] = fmt.Sprintf("cannot get a copy of VM %d, which is on node %s: %s", vm.ID, vm.Node, why)
 		default:
-			source.Nodes[node] = placement.Reach{How: placement.Shared, Disks: needs}
 			p.Makers[node] = vm.Node
+			p.offer(&source, node, placement.Reach{How: placement.Shared, Disks: needs}, site.World)
 		}
 	}
 	p.Want.Source, p.Want.Disks = &source, nil

@@ -124,7 +124,7 @@ func wishes(w placement.Want) string {
 		parts = append(parts, strings.Join(w.Bridges, ", "))
 	}
 	if w.Source != nil {
-		parts = append(parts, "a copy of "+w.Source.Name)
+		parts = append(parts, "the "+w.Source.Name)
 	}
 	if w.OnlyWhy != "" {
 		parts = append(parts, "only "+w.OnlyWhy)

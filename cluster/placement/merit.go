@@ -79,7 +79,11 @@ func (q *question) remarks(n *Node) []string {
 	if n.Recent.VMs > 0 {
 		notes = append(notes, fmt.Sprintf("%s placed here in the last %s", vms(n.Recent.VMs), burstLasts))
 	}
-	if !n.storagesKnown() && len(q.want.Disks) > 0 {
+	disks := len(q.want.Disks)
+	if q.want.Source != nil {
+		disks += len(q.want.Source.Nodes[n.Name].Disks)
+	}
+	if !n.storagesKnown() && disks > 0 {
 		notes = append(notes, "storages not known yet")
 	}
 	if n.State.FactsAt.IsZero() && len(q.want.Bridges) > 0 {
