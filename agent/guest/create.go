@@ -121,7 +121,7 @@ func claimed(op ops.Op) bool {
 // made returns the id of the VM that the request's name stands for already, or "" when the name is free or only a dead
 // claim holds it.
 func (g *Guests) made(ctx context.Context, r request) (string, error) {
-	rec, ok, err := g.findRecord(r.owner, r.name)
+	rec, ok, err := g.findRecord(ctx, r.owner, r.name)
 	if err != nil {
 		return "", refineClaim(fmt.Sprintf("%s: read its record", r), err)
 	}
@@ -157,8 +157,13 @@ func (g *Guests) mayAnswer(r request, rec record.Record) error {
 
 // findRecord returns the record of owner's name. One that was cut short by a crash, and is old enough for its writer to
 // be dead, is removed: nothing but the claim can have been made by then.
-func (g *Guests) findRecord(owner, name string) (record.Record, bool, error) {
-	rec, ok, err := g.cfg.Records.Find(owner, name)
+func (g *Guests) findRecord(ctx context.Context, owner, name string) (record.Record, bool, error) {
+	var rec record.Record
+	var ok bool
+	err := g.written(ctx, func(context.Context) (err error) {
+		rec, ok, err = g.cfg.Records.Find(owner, name)
+		return err
+	})
 	torn, cut := errors.AsType[*record.IncompleteError](err)
 	if !cut || !torn.Dead(g.cfg.Now()) {
 		return rec, ok, err
@@ -169,6 +174,20 @@ func (g *Guests) findRecord(owner, name string) (record.Record, bool, error) {
 	return g.cfg.Records.Find(owner, name)
 }
 
+// writeTime is how long a claim is waited for that another agent is writing. Agents may choose different nodes for requests
+// of one name that come at once, and all but one find it so.
+const writeTime = time.Second
+
+// written calls f until the claim that it meets is written, if that takes a moment only.
+func (g *Guests) written(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	return ops.Retry(ctx, func(err error) bool {
+		torn, cut := errors.AsType[*record.IncompleteError](err)
+		return cut && !torn.Dead(g.cfg.Now())
+	}, f)
+}
+
 // dead reports whether a record stands for no VM and nobody is making one: its VM is gone without doubt, or its
 // number belongs to another machine now, or its maker is no longer at it and has left at most a half-made VM.
 func (g *Guests) dead(ctx context.Context, rec record.Record) (bool, error) {
@@ -176,6 +195,11 @@ func (g *Guests) dead(ctx context.Context, rec record.Record) (bool, error) {
 		return g.abandoned(ctx, rec)
 	}
 	vm, err := g.cfg.Watcher.Locate(ctx, rec.VMID)
+	if err == nil && vm.Type == pmxcfs.TypeQEMU && vm.Conf.SMBIOSUUID() != rec.UUID { // so it looks to another node a moment before it is complete, too
+		if err = g.cfg.Watcher.Refresh(ctx); err == nil {
+			vm, err = g.cfg.Watcher.Locate(ctx, rec.VMID)
+		}
+	}
 	switch {
 	case errors.Is(err, pmxcfs.ErrNotFound):
 		err := g.judgeAbsence(ctx, rec.ID())
@@ -253,6 +277,17 @@ func keepUnless(err, expected error) error {
 // nameIsFree fails with Exists when a VM that we did not make has the name. Templates and the VMs with the numbers
 // except do not count, nor do VMs made for another owner.
 func (g *Guests) nameIsFree(ctx context.Context, name string, except ...int) error {
+	err := g.nameSeemsFree(ctx, name, except)
+	if fault.Is(err, fault.Exists) { // unless it was deleted a moment ago, by way of another node
+		if g.cfg.Watcher.Refresh(ctx) == nil {
+			err = g.nameSeemsFree(ctx, name, except)
+		}
+	}
+	return err
+}
+
+// nameSeemsFree is nameIsFree by what is known of /etc/pve.
+func (g *Guests) nameSeemsFree(ctx context.Context, name string, except []int) error {
 	world, err := g.cfg.Watcher.World()
 	if err != nil {
 		return fault.New(fault.Precondition, "look for VMs with the name %s: %w", name, err)

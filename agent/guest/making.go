@@ -194,7 +194,11 @@ func (m *making) take(ctx context.Context, _ *ops.StepRun) error {
 			return err
 		}
 	}
-	claim, err := m.cfg.Records.Take(m.memo.Record)
+	var claim *record.Claim
+	err := m.written(ctx, func(context.Context) (err error) {
+		claim, err = m.cfg.Records.Take(m.memo.Record)
+		return err
+	})
 	var taken *record.ExistsError
 	if errors.As(err, &taken) {
 		claim, err = m.takeOver(ctx, taken.Record)
