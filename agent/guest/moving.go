@@ -14,6 +14,9 @@ import (
 // for, and none is not.
 func (m *making) move(ctx context.Context, s *ops.StepRun) error {
 	there, err := m.moved(ctx)
+	if there {
+		m.arrived(ctx)
+	}
 	if there || err != nil {
 		return err
 	}
@@ -29,7 +32,11 @@ func (m *making) move(ctx context.Context, s *ops.StepRun) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	if there, looked := m.moved(ctx); there || looked != nil {
+	there, looked := m.moved(ctx)
+	if there {
+		m.arrived(ctx)
+	}
+	if there || looked != nil {
 		return looked
 	}
 	if err == nil {
@@ -37,6 +44,11 @@ func (m *making) move(ctx context.Context, s *ops.StepRun) error {
 	}
 	m.stays(ctx, err)
 	return nil
+}
+
+// arrived tells the node that the VM is there: it keeps no room for it any more but what the VM itself takes.
+func (m *making) arrived(ctx context.Context) {
+	m.cfg.Admission.Release(ctx, m.order.Target, m.run.Op().Key)
 }
 
 // stays notes that the VM is left on this node.

@@ -70,7 +70,7 @@ func (g *Guests) order(ctx context.Context, r request) (order, error) {
 		return order{}, err
 	}
 	o.Want = want(o.VM.Needs(conf))
-	o.Want.Name, o.Want.Pool, o.Want.Tags = o.Name, o.VM.Pool, o.VM.Tags
+	o.Want.Name, o.Want.Policy, o.Want.Pool, o.Want.Tags = o.Name, r.policy, o.VM.Pool, o.VM.Tags
 	o.VM.Notes = append(o.VM.Notes, imageNotes(r.image)...)
 	if len(o.VM.Notes) > 0 {
 		g.log.InfoContext(ctx, "a request is carried out in a way of its own", "name", r.name, "notes", o.VM.Notes)

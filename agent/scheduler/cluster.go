@@ -44,8 +44,17 @@ func (b *builder) build(world *pmxcfs.World) {
 	}
 }
 
-// lockedCluster is what is known now.
+// lockedCluster is what is known now, with what was placed and is not seen yet.
 func (s *Scheduler) lockedCluster(now time.Time, cordons map[string]string) (placement.Cluster, error) {
+	c, err := s.lockedKnown(now, cordons)
+	if err == nil {
+		s.book.Join(&c, now)
+	}
+	return c, err
+}
+
+// lockedKnown is what is known now of the nodes and their VMs.
+func (s *Scheduler) lockedKnown(now time.Time, cordons map[string]string) (placement.Cluster, error) {
 	world, err := s.cfg.Watcher.World()
 	if err != nil {
 		return placement.Cluster{}, err
@@ -68,7 +77,6 @@ func (s *Scheduler) lockedCluster(now time.Time, cordons map[string]string) (pla
 		}
 		c.Nodes = append(c.Nodes, n)
 	}
-	s.book.Join(&c, now)
 	return c, nil
 }
 

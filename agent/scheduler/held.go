@@ -4,14 +4,14 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pve-rigaud/pve-rigaud/agent/capacity"
 	"github.com/pve-rigaud/pve-rigaud/agent/pmxcfs"
+	"github.com/pve-rigaud/pve-rigaud/cluster/placement"
 )
 
 // held is room for one VM.
 type held struct {
 	vmid  int // 0: it has no number yet
-	size  capacity.Size
+	want  placement.Want
 	until time.Time // zero: as long as its operation goes on
 	seen  bool      // it was among the VMs of this node
 

@@ -38,6 +38,16 @@ func size(w placement.Want) capacity.Size {
 
 // Making are the VMs for which room is kept here, for this node's capacity.
 func (s *Scheduler) Making() []capacity.Making {
+	kept := s.kept("")
+	out := make([]capacity.Making, 0, len(kept))
+	for _, h := range kept {
+		out = append(out, capacity.Making{VMID: h.vmid, Size: size(h.want)})
+	}
+	return out
+}
+
+// kept are the VMs for which room is kept here, without the one of a key.
+func (s *Scheduler) kept(without string) []held {
 	now := s.cfg.Now()
 	world, err := s.cfg.Watcher.World()
 	if err != nil {
@@ -45,14 +55,16 @@ func (s *Scheduler) Making() []capacity.Making {
 	}
 	s.room.mu.Lock()
 	defer s.room.mu.Unlock()
-	out := make([]capacity.Making, 0, len(s.room.held))
+	out := make([]held, 0, len(s.room.held))
 	for key, h := range s.room.held {
 		if h.over(world, now) {
 			delete(s.room.held, key)
 			continue
 		}
 		s.room.held[key] = h
-		out = append(out, capacity.Making{VMID: h.vmid, Size: h.size})
+		if key != without {
+			out = append(out, h)
+		}
 	}
 	return out
 }
@@ -100,18 +112,41 @@ func (s *Scheduler) admit(ctx context.Context, key string, w placement.Want, h h
 	}
 	s.room.deciding.Lock()
 	defer s.room.deciding.Unlock()
+	reasons, err := s.against(key, w, cordons)
+	if err != nil {
+		return fault.New(fault.Precondition, "%s: %w", w.Name, err)
+	}
 	if was, again := s.room.get(key); again {
 		h.vmid, h.seen, h.name, h.others = was.vmid, was.seen, was.name, was.others
-	} else {
-		now := s.cfg.Now()
-		n := placement.Node{Name: s.cfg.Node, Cordoned: cordons[s.cfg.Node], CPUs: s.cfg.CPUs(s.cfg.Node), State: s.own(now)}
-		if reasons := placement.Fits(n, w, s.cfg.Settings, now); len(reasons) > 0 {
-			return cannot(s.cfg.Node, w, reasonOf(reasons), words(reasons))
-		}
+		reasons = slices.DeleteFunc(reasons, func(r placement.Reason) bool { return r.Filter != "cordoned" }) // it has its room
 	}
-	h.size = size(w)
+	if len(reasons) > 0 {
+		return cannot(s.cfg.Node, w, reasonOf(reasons), words(reasons))
+	}
+	h.want = w
 	s.room.keep(key, h)
 	return nil
+}
+
+// against are the reasons against a VM on this node. The agent that has chosen it may have seen nothing yet of the VMs that
+// came here, or come here, by way of others: so policies are asked again, too.
+func (s *Scheduler) against(key string, w placement.Want, cordons map[string]string) ([]placement.Reason, error) {
+	now := s.cfg.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.lockedKnown(now, cordons)
+	if err != nil {
+		return nil, err
+	}
+	here := slices.Index(s.builder.names, s.cfg.Node)
+	coming := s.kept(key)
+	c.VMs = slices.DeleteFunc(slices.Clone(c.VMs), func(vm placement.VM) bool { // one that is half made has not its tags yet
+		return slices.ContainsFunc(coming, func(h held) bool { return h.vmid == vm.ID })
+	})
+	for _, h := range coming {
+		c.VMs = append(c.VMs, placement.VM{Node: here, Tags: h.want.Tags, Pool: h.want.Pool, ID: h.vmid, Name: h.want.Name})
+	}
+	return s.placer.Place(c, w, s.cfg.Settings, now).Rows[here].Reasons, nil
 }
 
 // reasonOf is Exhausted if there is a lack of room and nothing else.
@@ -146,7 +181,7 @@ func words(reasons []placement.Reason) string {
 
 // Hold keeps room on this node for a VM whose making has begun.
 func (s *Scheduler) Hold(key string, vmid int, w placement.Want) {
-	s.room.keep(key, held{vmid: vmid, size: size(w)})
+	s.room.keep(key, held{vmid: vmid, want: w})
 }
 
 // Settle says that the VM is made.
@@ -155,6 +190,7 @@ func (s *Scheduler) Settle(key string) {
 	defer s.room.mu.Unlock()
 	if h, ok := s.room.held[key]; ok {
 		h.until = s.cfg.Now().Add(startsWithin)
+		h.seen = h.vmid != 0 // by who has made it: it may be deleted before anybody looks again
 		s.room.held[key] = h
 	}
 }
@@ -178,7 +214,7 @@ func (s *Scheduler) PeerAdmit(ctx context.Context, rq *peerpb.AdmitRequest) (*pe
 		return nil, fault.New(fault.Invalid, "admit: no key")
 	}
 	if rq.GetRelease() {
-		s.Release(ctx, s.cfg.Node, rq.GetKey())
+		s.come(ctx, rq.GetKey())
 		return &peerpb.AdmitResponse{}, nil
 	}
 	w := placement.Want{Name: rq.GetName(), Memory: rq.GetMemory(), CPUs: int(rq.GetCpus())}
@@ -187,6 +223,17 @@ func (s *Scheduler) PeerAdmit(ctx context.Context, rq *peerpb.AdmitRequest) (*pe
 		h.others = named(world, w.Name)
 	}
 	return &peerpb.AdmitResponse{}, s.admit(ctx, rq.GetKey(), w, h)
+}
+
+// come gives back the room for a VM that another node makes. If the VM has come, it keeps that until it is started.
+func (s *Scheduler) come(ctx context.Context, key string) {
+	if err := s.cfg.Watcher.Refresh(ctx); err != nil {
+		s.cfg.Log.WarnContext(ctx, "whether a VM has come cannot be seen", "key", key, "err", err)
+	}
+	s.kept("")
+	if h, _ := s.room.get(key); h.vmid == 0 {
+		s.Release(ctx, s.cfg.Node, key)
+	}
 }
 
 // remember keeps room for the VMs of this node that an earlier life of the agent has made a moment ago: they are about to
@@ -211,6 +258,8 @@ func (s *Scheduler) remember(ctx context.Context) {
 		if r.State != record.Ready || !there || vm.Node != s.cfg.Node || s.cfg.Now().Sub(r.Created) >= startsWithin {
 			continue
 		}
-		s.room.keep(fmt.Sprintf("made/%d", r.VMID), held{vmid: r.VMID, size: size(guest.WantOf(vm)), until: r.Created.Add(startsWithin)})
+		want := guest.WantOf(vm)
+		want.Pool = world.PoolOf(vm.ID)
+		s.room.keep(fmt.Sprintf("made/%d", r.VMID), held{vmid: r.VMID, want: want, until: r.Created.Add(startsWithin)})
 	}
 }
