@@ -30,12 +30,23 @@ var secure = setting{sim: func(c *pvesim.Config) { c.TLS = true }}
 // assemble starts a cluster of three nodes with their agents.
 func assemble(t *testing.T, settings ...setting) *company {
 	t.Helper()
+	return assembleEach(t, nil, settings...)
+}
+
+// assembleEach is assemble with flags for the agents of some nodes.
+func assembleEach(t *testing.T, flags map[string][]string, settings ...setting) *company {
+	t.Helper()
 	settings = append([]setting{{sim: func(c *pvesim.Config) { c.Nodes = 3 }}}, settings...)
 	s := raise(t, settings...)
+	for _, x := range settings {
+		if x.scene != nil {
+			x.scene(s)
+		}
+	}
 	c := &company{stage: s, at: map[string]*stage{}}
 	for _, n := range s.sim.Nodes() {
 		one := *s
-		one.agent = s.startAgentOn(n.Name, settings...)
+		one.agent = s.startAgentOn(n.Name, append(settings, setting{flags: flags[n.Name]})...)
 		c.at[n.Name] = &one
 	}
 	c.agent = c.at["pve1"].agent

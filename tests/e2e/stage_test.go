@@ -47,6 +47,7 @@ type setting struct {
 	limit   time.Duration // of all that the test does; 0 is 4 minutes
 	flags   []string      // of the agent
 	options []agent.Option
+	scene   func(*stage) // what there is before the first agent starts
 }
 
 // fuse mounts /etc/pve as a node does: without quorum nothing can be written.
