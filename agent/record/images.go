@@ -188,7 +188,8 @@ func (s *Images) Create(img Image) (Image, error) {
 	return made, nil
 }
 
-// Update changes a record: f gets it as it is on file, and is called again when somebody else was faster. An f that
+// Update changes a record: f gets it as it is on file, and is called again when somebody else was faster. That may be
+// somebody who has built upon what f had done, so f makes sure of a state, and does not count on doing it once. An f that
 // returns false leaves the record as it is. *IncompleteError while another change is being written: try again.
 func (s *Images) Update(name string, f func(*Image) bool) (Image, error) {
 	made, err := s.next(name, func(old Image, found bool) (Image, error) {

@@ -93,7 +93,11 @@ func TestImagesLoseNothing(t *testing.T) {
 			s := NewImages(Config{Dir: dir})
 			for m := range 10 {
 				for {
-					_, err := s.Update("ubuntu-22.04", addReplica(fmt.Sprintf("%d-%d", n, m)))
+					node := fmt.Sprintf("%d-%d", n, m)
+					_, err := s.Update("ubuntu-22.04", func(i *Image) bool {
+						there := slices.ContainsFunc(i.Replicas, func(r Replica) bool { return r.Node == node })
+						return !there && addReplica(node)(i)
+					})
 					var writing *IncompleteError
 					if err == nil {
 						break
