@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -77,7 +78,10 @@ func newHere(t *testing.T, change ...func(*Config)) *here {
 	t.Cleanup(func() { h.must(journal.Close()) })
 	cfg := Config{
 		Node: "pve1", Watcher: watcher, Settings: placement.Settings{MemoryReserve: gib}, Peers: h.gossip, Digest: h.digest,
-		Facts: func() view.Facts { return h.told["pve1"].Facts }, CPUs: func(string) int { return 16 },
+		Facts: func() view.Facts {
+			runtime.Gosched() // between a look at the room and what is made of it
+			return h.told["pve1"].Facts
+		}, CPUs: func(string) int { return 16 },
 		Cordons: func(context.Context) (map[string]string, error) { return h.cordons, h.unread },
 		Made:    func() ([]record.Record, error) { return h.made, nil },
 		Call:    h.call, Journal: journal, Now: func() time.Time { return h.now }, Log: slog.New(slog.NewTextHandler(&h.log, nil)),

@@ -210,7 +210,6 @@ func TestRoomForAVMFromElsewhere(t *testing.T) {
 	h := newHere(t)
 	h.fill(20*gib, 0, 0)
 	h.put(400, "pve1", "name: web\n") // somebody else's
-	h.put(401, "pve1", "name: web\ntemplate: 1\n")
 	rq := &peerpb.AdmitRequest{Key: "create/me/web", Name: "web", Memory: 8 * gib, Cpus: 2}
 	ask := func(rq *peerpb.AdmitRequest) error {
 		_, err := h.PeerAdmit(t.Context(), rq)
@@ -218,6 +217,7 @@ func TestRoomForAVMFromElsewhere(t *testing.T) {
 	}
 	h.must(ask(rq))
 	h.keeps("expected", "0:8")
+	h.put(401, "pve1", "name: web\ntemplate: 1\n")
 	h.put(500, "pve2", "name: web\n")
 	h.keeps("on its way", "0:8")
 	h.must(ask(rq)) // again, right before it comes
