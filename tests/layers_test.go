@@ -96,7 +96,7 @@ var rooms = map[string]room{
 	"cmd/pvesim":     {imports: "tests/pvesim"},
 
 	"tests":                {},
-	"tests/bench":          {imports: "agent agent/config agent/guest/hotplug agent/plan agent/pmxcfs agent/providerpb agent/spec cluster/placement cluster/view qmp tests/payloads tests/pvesim tests/rig"},
+	"tests/bench":          {imports: "agent agent/config agent/guest/hotplug agent/nodepb agent/plan agent/pmxcfs agent/providerpb agent/spec cluster/placement cluster/view qmp tests/payloads tests/pvesim tests/rig"},
 	"tests/demo":           {imports: "agent agent/config agent/providerpb tests/payloads tests/pvesim tests/rig"},
 	"tests/e2e":            {tests: "agent agent/config agent/guest/hotplug agent/nodepb agent/ops agent/peerpb agent/pmxcfs agent/providerpb agent/record cluster qmp qmp/qga"},
 	"tests/matrix":         {tests: "agent agent/providerpb agent/spec tests/pvesim tests/rig"},

@@ -46,7 +46,7 @@ func run(ctx context.Context) error {
 	if err := build(ctx, b.binary); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context) error{b.storm, b.far, b.scale, b.creation, b.planning, b.placement, b.hotplug} {
+	for _, part := range []func(context.Context) error{b.storm, b.far, b.scale, b.creation, b.planning, b.placement, b.placing, b.hotplug} {
 		if err := b.settled(ctx, part); err != nil {
 			return err
 		}
