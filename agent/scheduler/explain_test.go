@@ -97,7 +97,7 @@ func TestExplainRows(t *testing.T) {
 			t.Errorf("%v, want %+v", row, want)
 		}
 	}
-	if w := got.GetWants(); !strings.HasSuffix(w, `vmbr0, a copy of replica of "golden", only by a test`) || got.GetScorer() != "crs" || got.GetAct() != string(ops.Create) {
+	if w := got.GetWants(); !strings.HasSuffix(w, `vmbr0, the replica of "golden", only by a test`) || got.GetScorer() != "crs" || got.GetAct() != string(ops.Create) {
 		t.Errorf("%v", got)
 	}
 }

@@ -14,6 +14,7 @@ type held struct {
 	want  placement.Want
 	until time.Time // zero: as long as its operation goes on
 	seen  bool      // it was among the VMs of this node
+	made  time.Time // when it was made, by the clock of World.ReadAt; zero: not yet
 
 	// Of a VM that comes from the node where it is made:
 	name   string // "": it is made here, or has come
@@ -50,7 +51,8 @@ func (h *held) gone(world *pmxcfs.World) bool {
 	vm, exists := world.VMs[h.vmid]
 	here := exists && vm.Node == world.Node
 	h.seen = h.seen || here
-	return h.seen && !here && !h.until.IsZero()
+	looked := h.vmid != 0 && !h.made.IsZero() && world.ReadAt.After(h.made)
+	return (h.seen || looked) && !here && !h.until.IsZero()
 }
 
 // named are the VMs of this node with a name.

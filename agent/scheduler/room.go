@@ -117,7 +117,7 @@ func (s *Scheduler) admit(ctx context.Context, key string, w placement.Want, h h
 		return fault.New(fault.Precondition, "%s: %w", w.Name, err)
 	}
 	if was, again := s.room.get(key); again {
-		h.vmid, h.seen, h.name, h.others = was.vmid, was.seen, was.name, was.others
+		h.vmid, h.seen, h.made, h.name, h.others = was.vmid, was.seen, was.made, was.name, was.others
 		reasons = slices.DeleteFunc(reasons, func(r placement.Reason) bool { return r.Filter != "cordoned" }) // it has its room
 	}
 	if len(reasons) > 0 {
@@ -190,7 +190,7 @@ func (s *Scheduler) Settle(key string) {
 	defer s.room.mu.Unlock()
 	if h, ok := s.room.held[key]; ok {
 		h.until = s.cfg.Now().Add(startsWithin)
-		h.seen = h.vmid != 0 // by who has made it: it may be deleted before anybody looks again
+		h.made = time.Now() // it may be deleted before anybody looks again
 		s.room.held[key] = h
 	}
 }

@@ -55,7 +55,8 @@ func TestAdmit(t *testing.T) {
 	h.keeps("after a release", "0:4 0:8")
 	h.cordons["pve1"] = "cordoned"
 	h.refused(h.admit("pve1", "three", 0), fault.Moved, "node pve1 cannot take three: cordoned")
-	h.must(h.admit("pve1", "two", 8*gib)) // what is under way goes on
+	h.refused(h.admit("pve1", "two", 8*gib), fault.Moved, "node pve1 cannot take two: cordoned") // though it has room
+	h.keeps("and what has room keeps it", "0:4 0:8")
 	h.unread = errBroken
 	h.refused(h.admit("pve1", "three", 0), fault.Precondition, "three: broken")
 }
@@ -203,6 +204,8 @@ func TestRoomOfAVMThatIsGone(t *testing.T) {
 	h.Hold(p.Key, 501, p.Want)
 	h.Settle(p.Key)
 	h.keeps("made, and not seen yet", "501:8")
+	h.sync()
+	h.keeps("gone before anybody has looked", "")
 }
 
 // TestRoomForAVMFromElsewhere: once it has come it counts by its number, so that it is not counted beside itself.
