@@ -113,3 +113,18 @@ func TestFull(t *testing.T) {
 		}
 	}
 }
+
+// TestEnoughChoices: not all nodes of a large cluster are asked one after the other.
+func TestEnoughChoices(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		w.chooses("new", "pve1", "pve2", "pve3", "pve4", "pve5")
+		for _, a := range w.agents {
+			a.on(func(context.Context, string) error { return Elsewhere("", "no room") })
+		}
+		_, err := call(t.Context(), w.client("manager", "pve1"), "new")
+		const want = "no node was found that takes it: node pve4 is the last of 4 that were asked and would not (pve4: no room); try again"
+		if status.Code(err) != codes.Aborted || status.Convert(err).Message() != want {
+			t.Errorf("got %v", err)
+		}
+	}, "pve1", "pve2", "pve3", "pve4", "pve5")
+}

@@ -123,7 +123,10 @@ func (r request) anywhere(ctx context.Context) (any, error) {
 		if !elsewhere {
 			return resp, answer
 		}
-		if hop >= maxHops && way.Note == "" || hop == maxChoices {
+		switch {
+		case way.Note != "" && hop == maxChoices:
+			return nil, status.Errorf(codes.Aborted, "no node was found that takes it: node %s is the last of %d that were asked and would not (%s); try again", way.Node, hop, status.Convert(answer).Message())
+		case way.Note == "" && hop >= maxHops:
 			return nil, status.Errorf(codes.Aborted, "it keeps moving: node %s, the last of %d that were asked, sends it elsewhere too (%s); try again", way.Node, hop, status.Convert(answer).Message())
 		}
 		way, err = r.next(ctx, way.Node, hint)
