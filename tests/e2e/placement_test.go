@@ -68,8 +68,10 @@ func (c *company) use(node string, may bool) {
 	c.Helper()
 	_, err := c.root("pve1").Cordon(c.ctx, &nodepb.CordonRequest{Node: node, Uncordon: may})
 	c.must(err)
-	for name := range c.at {
+	for name, s := range c.at {
 		c.would(name, node, "cordoned", !may)
+		// What the node tells of itself comes later than the file, and counts as well.
+		c.eventually("gossip has told "+name, func() bool { return s.cordoned(node) == !may })
 	}
 }
 
@@ -171,6 +173,8 @@ placement:
 	if got := on(request("by-class", local, extra("single"))); got != "pve3" {
 		t.Errorf("by its class: on %s", got)
 	}
+	_, err = c.agent.Provider.Create(c.ctx, request("by-both", local, extra("single"), placed("pve1")))
+	refused(t, err, codes.FailedPrecondition, `create by-both: no node fits: pve1 is not in the node-selector of policy "single" (pve3); every other node is ruled out by`)
 	_, err = c.agent.Provider.Create(c.ctx, request("by-error", local, extra("gold")))
 	refused(t, err, codes.FailedPrecondition, `create by-error: no node fits: placement policy "gold" is not in the configuration (there is "apart", "db", "single")`)
 
@@ -238,15 +242,18 @@ func TestPlacementRefuses(t *testing.T) {
 		says   string
 	}{
 		"mixed": {
-			[]func(*providerpb.CreateRequest){class(bigClass), wired}, codes.FailedPrecondition,
+			[]func(*providerpb.CreateRequest){class(bigClass), wired},
+			codes.FailedPrecondition,
 			"create mixed: no node fits: pve1 memory (needs 8.0 GiB, 5.0 free), pve2 CPUs (needs 4, has 2), pve3 has no bridge vmbr1",
 		},
 		"huge": {
-			[]func(*providerpb.CreateRequest){class(`{"CPU":1,"MemoryMiB":131072}`)}, codes.ResourceExhausted,
+			[]func(*providerpb.CreateRequest){class(`{"CPU":1,"MemoryMiB":131072}`)},
+			codes.ResourceExhausted,
 			"create huge: no node fits: pve1 memory (needs 128.0 GiB, 5.0 free), pve2 memory (needs 128.0 GiB, 63.0 free), pve3 memory (needs 128.0 GiB, 63.0 free)",
 		},
 		"stored": {
-			[]func(*providerpb.CreateRequest){class(bigClass), placedBy(`{"Cluster":"pve1","Datastore":"nvme"}`)}, codes.FailedPrecondition,
+			[]func(*providerpb.CreateRequest){class(bigClass), placedBy(`{"Cluster":"pve1","Datastore":"nvme"}`)},
+			codes.FailedPrecondition,
 			`create stored: no node fits: pve1 has no storage nvme and memory (needs 8.0 GiB, 5.0 free); every other node is ruled out by placement_json: Cluster "pve1"`,
 		},
 	} {
