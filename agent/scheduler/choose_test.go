@@ -47,6 +47,16 @@ func TestAChoiceIsReserved(t *testing.T) {
 	}
 }
 
+// TestACordonThatIsLifted counts no more, although its node has not told that yet.
+func TestACordonThatIsLifted(t *testing.T) {
+	h := newHere(t)
+	h.fill(8*gib, 30*gib, 16*gib)
+	h.told["pve2"].Digest.Cordoned = true
+	if way := h.chosen(vm("web", 8*gib)); way.Node != "pve2" {
+		t.Errorf("%+v", way)
+	}
+}
+
 // TestRefusal: the code says whether there is a lack of room alone, the words say what of each node.
 func TestRefusal(t *testing.T) {
 	h := newHere(t)

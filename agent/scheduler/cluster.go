@@ -72,6 +72,7 @@ func (s *Scheduler) lockedKnown(now time.Time, cordons map[string]string) (place
 		} else {
 			n.State, n.Silent = peers[name].State, s.lockedSilence(world, peers, name, now)
 		}
+		n.State.Digest.Cordoned = false // the file says so, and what a node tells of itself is older
 		if n.Cordoned == "" && world.HA.Maintenance(name) {
 			n.Cordoned = "in HA maintenance"
 		}
