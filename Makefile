@@ -1,7 +1,7 @@
 # Everything a developer types. `make` alone builds, lints and tests.
 #
 # Variables a user may set:
-#   PKG       packages for test and race      (default ./...)
+#   PKG       packages for test and race      (default all, those that take longest first)
 #   VERSION   what the programs call themselves
 #   PVE_API_SCHEMA      a PVE call schema; requests of tests are checked against it
 #   PVE_RIGAUD_NO_SKIP  1: a skipped test is a failure
@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-PKG ?= ./...
+PKG ?= ./tests/scenario ./tests/e2e ./...
 # A tag's name, else the newest version of the changelog and the commit.
 VERSION ?= $(shell git describe --tags --exact-match --dirty 2>/dev/null || \
 	echo "$$(sed -n 's/^## \[\([0-9][^]]*\)\].*/\1/p' CHANGELOG.md | head -n 1 | grep . || echo 0.0.0)+$$(git describe --always --dirty 2>/dev/null || echo unknown)")
