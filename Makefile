@@ -34,13 +34,13 @@ all: build lint test
 build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
-# Most tests of several agents wait more than they work: four of a package at once.
+# Most tests of several agents wait more than they work: three of a package at once. With the race detector they work more.
 test: schema
-	go run ./tests/skips -timeout 5m -parallel 4 $(PKG)
+	go run ./tests/skips -timeout 5m -parallel 3 $(PKG)
 
 race: export CGO_ENABLED = 1
 race: schema
-	go run ./tests/skips -timeout 20m -parallel 4 -race $(PKG)
+	go run ./tests/skips -timeout 20m -race $(PKG)
 
 # Agents that are killed at every step of their operations, replicas whose source or target dies, and stories that dice
 # make up; `make test` takes some of each.
